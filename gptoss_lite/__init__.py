@@ -1,0 +1,27 @@
+"""From GPT-2 to gpt-oss, one switch at a time: the package behind the book."""
+
+from gptoss_lite import account, mxfp4
+from gptoss_lite.account import fit
+from gptoss_lite.cache import KVCache
+from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig
+from gptoss_lite.dispatch import backends, use_backend
+from gptoss_lite.model import Transformer
+from gptoss_lite.presets import PRESETS
+from gptoss_lite.trace import trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "KVCache",
+    "MoEConfig",
+    "ModelConfig",
+    "Transformer",
+    "YarnConfig",
+    "account",
+    "backends",
+    "fit",
+    "mxfp4",
+    "trace",
+    "use_backend",
+]

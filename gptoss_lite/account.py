@@ -1,0 +1,248 @@
+"""Every size in the book, from a config alone: parameters, bytes, KV cache, FLOPs, and what fits.
+
+Pure arithmetic on integers; no torch. GiB is 2 ** 30 bytes, GB is 10 ** 9, and text says which.
+"""
+
+from dataclasses import dataclass
+
+from gptoss_lite.config import MXFP4_BLOCK, ModelConfig
+from gptoss_lite.errors import ConfigError
+
+GIB = 2**30
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "mxfp4": 4 + 8 / MXFP4_BLOCK}
+OVERHEAD_BYTES = GIB  # activations, kernels and the framework itself
+
+
+def parameter_table(config: ModelConfig) -> dict[str, int]:
+    """Count the parameters by part; the values add up to `parameters(config)`.
+
+    Returns:
+        Keys: embedding, positions, attention, norms, router, expert_weights, expert_biases (or
+        ffn_weights, ffn_biases without experts), unembedding (0 if tied).
+    """
+    c = config
+    q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    attention = 2 * c.d_model * (q_width + kv_width)
+    attention += (q_width + 2 * kv_width + c.d_model) * c.attn_bias
+    attention += c.n_heads * c.sinks + 2 * c.head_dim * c.qk_norm
+    norm = c.d_model * (2 if c.norm == "layernorm" else 1)
+    n_in = 1 if c.ffn == "gelu" else 2
+    weights, biases = (n_in + 1) * c.d_model * c.d_ff, n_in * c.d_ff + c.d_model
+    kind, copies = ("expert", c.moe.n_experts) if c.moe else ("ffn", 1)
+    router = c.moe.n_experts * (c.d_model + c.moe.router_bias) if c.moe else 0
+    return {
+        "embedding": c.vocab_size * c.d_model,
+        "positions": c.context * c.d_model if c.positions == "learned" else 0,
+        "attention": c.n_layers * attention,
+        "norms": (2 * c.n_layers + 1) * norm,
+        "router": c.n_layers * router,
+        f"{kind}_weights": c.n_layers * copies * weights,
+        f"{kind}_biases": c.n_layers * copies * biases * c.ffn_bias,
+        "unembedding": 0 if c.tied else c.vocab_size * c.d_model,
+    }
+
+
+def parameters(config: ModelConfig, *, active: bool = False, embedding: bool = False) -> int:
+    """Count parameters.
+
+    Args:
+        config: the model.
+        active: count only those one token uses: A of E experts, and the output head but not the
+            embedding table, of which it reads one row (the rule of gpt-oss's model card).
+        embedding: with `active`, count the embedding table too (Qwen's published 3.3B).
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> parameters(PRESETS["gpt-oss-20b"]), parameters(PRESETS["gpt-oss-20b"], active=True)
+        (20914757184, 3608307264)
+    """
+    table = parameter_table(config)
+    if not active:
+        return sum(table.values())
+    if config.moe:
+        for part in ("expert_weights", "expert_biases"):
+            table[part] = table[part] * config.moe.n_active // config.moe.n_experts
+    if config.tied:  # one table serves both ends
+        table["unembedding"], table["embedding"] = table["embedding"], 0
+    if not embedding:
+        table["embedding"] = 0
+    table["positions"] = 0 if not embedding else table["positions"]
+    return sum(table.values())
+
+
+def weight_bytes(config: ModelConfig, *, dense: str | None = None, experts: str | None = None) -> int:
+    """Count the bytes of all weights.
+
+    Args:
+        config: the model; its dtype and expert_dtype are what the published files hold.
+        dense: another dtype for everything but expert matrices ("bfloat16", "float32").
+        experts: another dtype for expert matrices ("mxfp4", "bfloat16", "float32").
+
+    Raises:
+        ConfigError: a dtype without a known width.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> weight_bytes(PRESETS["gpt-oss-20b"])
+        13761264768
+    """
+    table = parameter_table(config)
+    expert_weights = table.get("expert_weights", 0)
+    rest = sum(table.values()) - expert_weights
+    dense_bits, expert_bits = _bits(dense or config.dtype), _bits(experts or config.expert_dtype)
+    return int(rest * dense_bits / 8) + int(expert_weights * expert_bits / 8)
+
+
+def _bits(dtype: str) -> float:
+    if dtype not in BITS:
+        raise ConfigError(f"dtype {dtype!r} has no known width here. Use one of {sorted(BITS)}.")
+    return BITS[dtype]
+
+
+def kv_bytes(
+    config: ModelConfig,
+    context_tokens: int,
+    *,
+    batch: int = 1,
+    dtype: str = "bfloat16",
+    rolling: bool = True,
+) -> int:
+    """Count the bytes of keys and values for a context.
+
+    Args:
+        config: the model.
+        context_tokens: tokens held, prompt and answer together.
+        batch: sequences.
+        dtype: of the cache.
+        rolling: sliding layers keep their window only; False counts every layer as full.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> kv_bytes(PRESETS["gpt-oss-20b"], 131_072) / 2**30
+        3.0029296875
+    """
+    if context_tokens < 0 or batch < 0:
+        raise ConfigError(f"context_tokens={context_tokens} and batch={batch} cannot be negative.")
+    held = 0
+    for layer in range(config.n_layers):
+        window = config.window(layer) if rolling else None
+        held += min(context_tokens, window or context_tokens)
+    per_token = 2 * config.n_kv_heads * config.head_dim * int(_bits(dtype)) // 8
+    return batch * held * per_token
+
+
+def flops(config: ModelConfig, context_tokens: int = 0) -> int:
+    """Count the floating-point operations of one new token's forward pass.
+
+    A multiply-add is two. Matrix products, plus scores and value mixing over `context_tokens`
+    visible keys (the window, where a layer slides); norms and activations are left out.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> round(flops(PRESETS["gpt-oss-20b"]) / 1e9, 2)
+        7.21
+    """
+    return matmul_flops(config) + attention_flops(config, context_tokens)
+
+
+def matmul_flops(config: ModelConfig) -> int:
+    """Count the operations of one token's matrix products: 2 for each weight it meets."""
+    c = config
+    attention = 2 * c.d_model * (c.n_heads + c.n_kv_heads) * c.head_dim
+    ffn = (2 if c.ffn == "gelu" else 3) * c.d_model * c.d_ff
+    if c.moe:
+        ffn = ffn * c.moe.n_active + c.d_model * c.moe.n_experts
+    return 2 * (c.n_layers * (attention + ffn) + c.d_model * c.vocab_size)
+
+
+def attention_flops(config: ModelConfig, context_tokens: int) -> int:
+    """Count the operations of one token's scores and value mixing at a context length."""
+    total = 0
+    for layer in range(config.n_layers):
+        seen = min(context_tokens, config.window(layer) or context_tokens)
+        total += 4 * config.n_heads * config.head_dim * seen
+    return total
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a model fits a memory, and how long a context it leaves room for."""
+
+    fits: bool
+    memory_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    overhead_bytes: int
+    context_tokens: int
+    longest_context_tokens: int  # 0 if not even the weights fit
+
+    @property
+    def needed_bytes(self) -> int:
+        """Weights, cache and overhead together."""
+        return self.weight_bytes + self.kv_bytes + self.overhead_bytes
+
+    def __str__(self) -> str:
+        parts = (
+            f"{self.weight_bytes / GIB:.2f} GiB weights + {self.kv_bytes / GIB:.2f} GiB KV cache at "
+            f"{self.context_tokens:,} tokens + {self.overhead_bytes / GIB:.2f} GiB overhead = "
+            f"{self.needed_bytes / GIB:.2f} GiB of {self.memory_bytes / GIB:.2f} GiB"
+        )
+        if self.fits:
+            return f"It fits: {parts}. Longest context: {self.longest_context_tokens:,} tokens."
+        short = (self.needed_bytes - self.memory_bytes) / GIB
+        if self.longest_context_tokens:
+            advice = f"A context of {self.longest_context_tokens:,} tokens would fit."
+        else:
+            advice = "No context fits beside the weights."
+        return f"It does not fit: {parts}, short by {short:.2f} GiB. {advice}"
+
+
+def fit(
+    config: ModelConfig,
+    memory_bytes: float,
+    *,
+    context_tokens: int = 4_096,
+    batch: int = 1,
+    dense: str | None = None,
+    experts: str | None = None,
+    overhead_bytes: int = OVERHEAD_BYTES,
+) -> Fit:
+    """Say whether weights, cache and overhead fit a memory, and the longest context that does.
+
+    Args:
+        config: the model.
+        memory_bytes: of the device, e.g. 16e9 for a card sold as 16 GB.
+        context_tokens: tokens to hold.
+        batch: sequences of that length.
+        dense: dtype of the weights outside the experts, if not the published one.
+        experts: dtype of the expert matrices, if not the published one.
+        overhead_bytes: kept free for activations and the framework.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> fit(PRESETS["gpt-oss-20b"], 16e9).longest_context_tokens
+        47275
+    """
+    if memory_bytes <= 0:
+        raise ConfigError(f"memory_bytes={memory_bytes} must be positive: 16e9 is 16 GB.")
+    weights = weight_bytes(config, dense=dense, experts=experts)
+    cache = kv_bytes(config, min(context_tokens, config.context), batch=batch)
+    room = int(memory_bytes) - weights - overhead_bytes
+    return Fit(
+        fits=cache <= room,
+        memory_bytes=int(memory_bytes),
+        weight_bytes=weights,
+        kv_bytes=cache,
+        overhead_bytes=overhead_bytes,
+        context_tokens=min(context_tokens, config.context),
+        longest_context_tokens=_longest_context(config, room, batch),
+    )
+
+
+def _longest_context(config: ModelConfig, room_bytes: int, batch: int) -> int:
+    """Find the largest context whose cache fits, by bisection: kv_bytes only grows."""
+    low, high = 0, config.context
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if kv_bytes(config, middle, batch=batch) <= room_bytes else (low, middle - 1)
+    return low

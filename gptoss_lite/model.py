@@ -1,0 +1,127 @@
+"""The whole Transformer: embed, L blocks of attention and feed-forward, norm, output head."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gptoss_lite.attention import Attention
+from gptoss_lite.cache import FullCache, KVCache, SlidingCache
+from gptoss_lite.config import ModelConfig
+from gptoss_lite.errors import ShapeError
+from gptoss_lite.ffn import FeedForward
+from gptoss_lite.moe import MixtureOfExperts
+from gptoss_lite.norm import NORMS
+from gptoss_lite.positions import POSITIONS, Rotation
+from gptoss_lite.trace import tap
+
+INIT_STD = 0.02  # GPT-2's, for every matrix
+
+
+class Block(nn.Module):
+    """Two additions to the residual stream: what attention read, and what the MLP made of it."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        norm = NORMS[config.norm]
+        self.attn_norm = norm(config.d_model, config.norm_eps)
+        self.attn = Attention(config, layer)
+        self.ffn_norm = norm(config.d_model, config.norm_eps)
+        self.ffn = MixtureOfExperts(config) if config.moe else FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        cos: Float[Tensor, "T half"],
+        sin: Float[Tensor, "T half"],
+        cache: FullCache | SlidingCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Return the residual stream after this block."""
+        x = x + self.dropout(self.attn(self.attn_norm(x), cos, sin, cache))
+        x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        tap("resid", x)
+        return x
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model with the parts that its config names.
+
+    Args:
+        config: switches and sizes.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> model = Transformer(PRESETS["gpt-oss-nano"].but(n_layers=1))
+        >>> model(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 2048])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = POSITIONS[config.positions](config)
+        self.rotation = Rotation(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = NORMS[config.norm](config.d_model, config.norm_eps)
+        self.unembed = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied:
+            self.unembed.weight = self.embed.weight
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Draw weights as GPT-2 does: normal, smaller where a block writes to the stream."""
+        writes = INIT_STD / math.sqrt(2 * self.config.n_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                is_write = name.endswith(("attn.o.weight", "ffn.down.weight"))
+                nn.init.normal_(parameter, std=writes if is_write else INIT_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """Return the next-token logits at each position.
+
+        Args:
+            tokens: token ids; with a cache, only those it has not seen.
+            cache: keys and values of the tokens before; extended in place.
+
+        Raises:
+            ShapeError: ids outside the vocabulary, or not a [B, T] tensor of integers.
+        """
+        self._check(tokens)
+        past = cache.n_seen if cache else 0
+        layer_caches = cache.layers if cache else [None] * len(self.blocks)
+        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        cos, sin = self.rotation(positions)
+        x = self.dropout(self.embed(tokens) + self.positions(positions))
+        for block, layer_cache in zip(self.blocks, layer_caches, strict=True):
+            x = block(x, cos, sin, layer_cache)
+        if cache:
+            cache.n_seen += tokens.shape[1]
+        return self.unembed(self.norm(x))
+
+    def _check(self, tokens: Tensor) -> None:
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise ShapeError(
+                f"tokens must be integers of shape [batch, length], got {tokens.dtype} "
+                f"{list(tokens.shape)}. Wrap one sequence as torch.tensor([ids])."
+            )
+        if tokens.numel() == 0:
+            raise ShapeError("There are no tokens to read: give at least one.")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ShapeError(
+                f"Token ids run from {low} to {high}, but this model's vocabulary is 0 to "
+                f"{self.config.vocab_size - 1}. Encode the text with this model's own tokenizer."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is, and so where tokens must be."""
+        return self.embed.weight.device
