@@ -134,7 +134,7 @@ class Stage:
 
 
 EASY = Stage(full_system=0.25, max_numbers=3, max_facts=3, history=0.0)
-FULL = Stage(full_system=0.7, max_numbers=5, max_facts=6, history=0.1)
+FULL = Stage(full_system=0.65, max_numbers=5, max_facts=6, history=0.1)
 
 
 @dataclass(frozen=True)
