@@ -1,0 +1,95 @@
+"""The book's Sphinx extension: page widgets, repository buttons, and two repairs.
+
+**Page widgets.** A widget of the package leaves this in the page, whether or not a
+kernel is near:
+
+    <div class="gl-widget" data-gl-widget="NAME" data-gl-state="{JSON}"><p>sentence</p>...</div>
+
+This extension packs the drawing modules `gptoss_lite/widgets/assets/NAME.js` (and
+`NAME.css`) once into `_static/gl-widgets.js` and adds that script to the pages that
+hold a widget. There it starts each module with the state from the page, through the
+same model contract that anywidget uses beside a live kernel. Module files do not load
+from a page opened as a file; a `blob:` import does, hence the packing.
+"""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT / "gptoss_lite" / "widgets" / "assets"
+SCRIPT = "gl-widgets.js"
+RUNTIME = Path(__file__).with_name("page_widgets.js")
+
+
+def pack(assets: Path) -> str:
+    """Return the page script: the runtime with every module and style sheet inside it."""
+    modules = {path.stem: path.read_text(encoding="utf-8") for path in sorted(assets.glob("*.js"))}
+    styles = {path.stem: path.read_text(encoding="utf-8") for path in sorted(assets.glob("*.css"))}
+    runtime = RUNTIME.read_text(encoding="utf-8")
+    return runtime.replace("/*MODULES*/ {}", json.dumps(modules, sort_keys=True)).replace(
+        "/*STYLES*/ {}", json.dumps(styles, sort_keys=True)
+    )
+
+
+def write_page_script(app: Sphinx, error: Exception | None) -> None:
+    """Write the packed script once the pages are there."""
+    if error is None and app.builder.format == "html":
+        static = Path(app.outdir) / "_static"
+        static.mkdir(parents=True, exist_ok=True)
+        (static / SCRIPT).write_text(pack(ASSETS), encoding="utf-8")
+
+
+def finish_page(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Add the page script where it is needed, and take Thebe's scripts out."""
+    scripts = context.get("script_files")
+    if scripts is not None:
+        # sphinx-thebe puts its settings on every page, twice, although Thebe is off;
+        # the second copy is a syntax error. In place: Sphinx keeps this very list.
+        scripts[:] = [script for script in scripts if "thebe" not in _described(script).lower()]
+    if "data-gl-widget=" in context.get("body", ""):
+        app.add_js_file(SCRIPT, loading_method="defer")
+
+
+def _described(script: Any) -> str:
+    attributes = getattr(script, "attributes", {})
+    return f"{getattr(script, 'filename', script)} {attributes.get('body', '')}"
+
+
+def add_repository(app: Sphinx, config: Config) -> None:
+    """Point the repository and Colab buttons at the checkout's origin, if it is on GitHub.
+
+    A fork then links to itself, and a copy without an origin shows no dead buttons.
+    """
+    asked = subprocess.run(
+        ["git", "config", "--get", "remote.origin.url"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    match = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", asked.stdout.strip())
+    if match is None:
+        return
+    config.html_theme_options |= {
+        "repository_url": f"https://github.com/{match[1]}",
+        "repository_branch": "main",
+        "use_repository_button": True,
+        "use_issues_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com", "thebe": False},
+    }
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register with Sphinx."""
+    app.connect("config-inited", add_repository)
+    app.connect("html-page-context", finish_page, priority=900)
+    app.connect("build-finished", write_page_script)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
