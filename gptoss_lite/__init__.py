@@ -3,6 +3,7 @@
 from gptoss_lite import account, mxfp4
 from gptoss_lite.account import fit
 from gptoss_lite.cache import KVCache
+from gptoss_lite.checkpoint import load, save_checkpoint
 from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig
 from gptoss_lite.dispatch import backends, use_backend
 from gptoss_lite.model import Transformer
@@ -21,7 +22,9 @@ __all__ = [
     "account",
     "backends",
     "fit",
+    "load",
     "mxfp4",
+    "save_checkpoint",
     "trace",
     "use_backend",
 ]

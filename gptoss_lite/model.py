@@ -1,6 +1,7 @@
 """The whole Transformer: embed, L blocks of attention and feed-forward, norm, output head."""
 
 import math
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -61,6 +62,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.source: Path | None = None  # the folder it was loaded from
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = POSITIONS[config.positions](config)
         self.rotation = Rotation(config)
