@@ -70,7 +70,9 @@ def parameters(config: ModelConfig, *, active: bool = False, embedding: bool = F
     return sum(table.values())
 
 
-def weight_bytes(config: ModelConfig, *, dense: str | None = None, experts: str | None = None) -> int:
+def weight_bytes(
+    config: ModelConfig, *, dense: str | None = None, experts: str | None = None
+) -> int:
     """Count the bytes of all weights.
 
     Args:
@@ -244,5 +246,9 @@ def _longest_context(config: ModelConfig, room_bytes: int, batch: int) -> int:
     low, high = 0, config.context
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if kv_bytes(config, middle, batch=batch) <= room_bytes else (low, middle - 1)
+        low, high = (
+            (middle, high)
+            if kv_bytes(config, middle, batch=batch) <= room_bytes
+            else (low, middle - 1)
+        )
     return low

@@ -24,7 +24,12 @@ from gptoss_lite.moe import ExpertLinear
 from gptoss_lite.mxfp4 import PackedExpertLinear, dequantize, quantize
 from gptoss_lite.names import BYTES, Layout, Part, choose_layout, published_layout
 
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "U8": torch.uint8}
+TORCH_DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "U8": torch.uint8,
+}
 LISTED = 5  # how many wrong tensors of a kind one error names
 LOAD_SPARE_BYTES = 2**30  # beside the weights: buffers of the load itself and of a first answer
 
@@ -148,7 +153,11 @@ def memory_needs(
         if is_bytes and experts == "dense":
             decoded = 2 * count * dtype.itemsize  # two weights a byte of codes, none of scales
             allocated += decoded if part.ours.endswith("blocks") else 0
-        elif device.type == "cpu" and not part.copies and (is_bytes or TORCH_DTYPES[stored.dtype] == dtype):
+        elif (
+            device.type == "cpu"
+            and not part.copies
+            and (is_bytes or TORCH_DTYPES[stored.dtype] == dtype)
+        ):
             mapped += count
         elif is_bytes:
             allocated += count
@@ -174,7 +183,11 @@ def available_memory(device: torch.device) -> tuple[int, int]:
     """Return (free, total) bytes of a device; for the CPU, within the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
+    total = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else 2**62
+    )
     free = total
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -308,7 +321,9 @@ def save_checkpoint(
     folder = Path(folder)
     config_json = model.config.to_hf()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-        raise CheckpointError(f"{folder} is not empty. Choose a new folder, or pass overwrite=True.")
+        raise CheckpointError(
+            f"{folder} is not empty. Choose a new folder, or pass overwrite=True."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     layout = published_layout(model.config)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -336,10 +351,16 @@ def _write_shards(model: Transformer, layout: Layout, folder: Path, max_shard_by
     for number, names in enumerate(shards):
         # Numbered as the published files are: from 0, and the last index after "of".
         single = len(shards) == 1
-        name = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards) - 1:05d}.safetensors"
+        name = (
+            "model.safetensors"
+            if single
+            else f"model-{number:05d}-of-{len(shards) - 1:05d}.safetensors"
+        )
         (folder / f"{number}.part").rename(folder / name)
         weight_map |= dict.fromkeys(names, name)
-    _write_json(folder / INDEX_NAME, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+    _write_json(
+        folder / INDEX_NAME, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    )
 
 
 def _shards(tensors: Iterator[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
@@ -360,7 +381,9 @@ def _file_tensors(model: Transformer, layout: Layout) -> Iterator[tuple[str, Ten
     for part in layout.parts:
         tensors = part.write(_part_tensor(model, part))
         if part.span is None:
-            yield from ((name, _own(tensor)) for name, tensor in zip(part.files, tensors, strict=True))
+            yield from (
+                (name, _own(tensor)) for name, tensor in zip(part.files, tensors, strict=True)
+            )
             continue
         axis, start, length = part.span
         pieces = shared.setdefault(part.files[0], [])
@@ -370,7 +393,11 @@ def _file_tensors(model: Transformer, layout: Layout) -> Iterator[tuple[str, Ten
 
 
 def _own(tensor: Tensor) -> Tensor:
-    return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    return (
+        tensor.contiguous()
+        if tensor.untyped_storage().nbytes() == tensor.nbytes
+        else tensor.clone()
+    )
 
 
 def _part_tensor(model: Transformer, part: Part) -> Tensor:

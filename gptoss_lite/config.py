@@ -352,7 +352,9 @@ def _from_qwen3_moe(raw: dict[str, Any]) -> dict[str, Any]:
         "positions": "rope",
         "rope_theta": float(_rope_entries(raw)["rope_theta"]),
         "ffn": "swiglu",
-        "moe": MoEConfig(raw.get("num_experts") or raw["num_local_experts"], raw["num_experts_per_tok"]),
+        "moe": MoEConfig(
+            raw.get("num_experts") or raw["num_local_experts"], raw["num_experts_per_tok"]
+        ),
         "attn_bias": raw.get("attention_bias", False),
         "ffn_bias": False,
         "qk_norm": True,
@@ -399,7 +401,9 @@ def _yarn(rope: dict[str, Any]) -> YarnConfig | None:
     if kind == "default":
         return None
     if kind != "yarn":
-        raise ConfigError(f"rope_type={kind!r} is not one this package computes: 'yarn' or 'default'.")
+        raise ConfigError(
+            f"rope_type={kind!r} is not one this package computes: 'yarn' or 'default'."
+        )
     return YarnConfig(
         factor=float(rope["factor"]),
         original_context=rope["original_max_position_embeddings"],
@@ -491,7 +495,12 @@ def _to_gpt_oss(c: ModelConfig) -> dict[str, Any]:
         "vocab_size": c.vocab_size,
     }
     if c.expert_dtype == "mxfp4":
-        kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+        kept = [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ]
         raw["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
     return raw
 
@@ -501,7 +510,11 @@ def _rope_scaling(yarn: YarnConfig | None) -> dict[str, Any]:
         # null would make transformers fill in gpt-oss's own YaRN numbers
         return {"rope_type": "default"}
     raw = asdict(yarn)
-    return {"rope_type": "yarn", "original_max_position_embeddings": raw.pop("original_context"), **raw}
+    return {
+        "rope_type": "yarn",
+        "original_max_position_embeddings": raw.pop("original_context"),
+        **raw,
+    }
 
 
 def _to_qwen3_moe(c: ModelConfig) -> dict[str, Any]:

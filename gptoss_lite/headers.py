@@ -53,7 +53,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         header = json.loads(raw_header)
         header.pop("__metadata__", None)
-        spans = {name: (_info(path, entry), *entry["data_offsets"]) for name, entry in header.items()}
+        spans = {
+            name: (_info(path, entry), *entry["data_offsets"]) for name, entry in header.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
             f"{path.name} has a damaged header: it is not the JSON that safetensors files start "
@@ -70,7 +72,9 @@ def _info(path: Path, entry: dict[str, Any]) -> TensorInfo:
     return TensorInfo(path, entry["dtype"], shape)
 
 
-def _check_spans(path: Path, spans: dict[str, tuple[TensorInfo, int, int]], data_bytes: int) -> None:
+def _check_spans(
+    path: Path, spans: dict[str, tuple[TensorInfo, int, int]], data_bytes: int
+) -> None:
     """Check that the tensors fill the data part without gaps, overlaps or leftovers."""
     position = 0
     for name, (info, begin, end) in sorted(spans.items(), key=lambda item: item[1][1:]):
@@ -137,7 +141,9 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index.name} is damaged: it has no weight_map. Download it again.")
     # A name from a file must not lead out of the folder.
     if outside := sorted(file for file in files if Path(file).name != file):
-        raise CheckpointError(f"{index.name} points outside its folder, to {outside[0]!r}. Refused.")
+        raise CheckpointError(
+            f"{index.name} points outside its folder, to {outside[0]!r}. Refused."
+        )
     return weight_map
 
 

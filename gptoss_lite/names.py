@@ -58,7 +58,9 @@ def choose_layout(config: ModelConfig, names: Iterable[str]) -> Layout:
     """
     names = list(names)
     if config.family == "gpt2":
-        return gpt2(config, "transformer." if any(n.startswith("transformer.") for n in names) else "")
+        return gpt2(
+            config, "transformer." if any(n.startswith("transformer.") for n in names) else ""
+        )
     if config.family == "qwen3_moe":
         return qwen3_moe(config)
     if any(name.startswith("block.") for name in names):
@@ -120,7 +122,10 @@ def _write_transposed(tensor: Tensor) -> list[Tensor]:
 def _packed_experts(ours: str, up: str, down: str, c: ModelConfig) -> list[Part]:
     """Parts of one layer's MXFP4 experts; `up` and `down` are name patterns of the layout."""
     experts, gate_up = _moe(c).n_experts, 2 * c.d_ff
-    up_scales, down_scales = (experts, gate_up, c.d_model // MXFP4_BLOCK), (experts, c.d_model, c.d_ff // MXFP4_BLOCK)
+    up_scales, down_scales = (
+        (experts, gate_up, c.d_model // MXFP4_BLOCK),
+        (experts, c.d_model, c.d_ff // MXFP4_BLOCK),
+    )
     half = MXFP4_BLOCK // 2
     undo = {"read": _read_halves, "write": _write_interleaved}
     return [
@@ -148,7 +153,9 @@ def _gpt_oss_shared(c: ModelConfig) -> list[Part]:
     parts = []
     for n in range(c.n_layers):
         ours, theirs = f"blocks.{n}", f"model.layers.{n}"
-        parts.append(Part(f"{ours}.attn_norm.weight", (f"{theirs}.input_layernorm.weight",), (c.d_model,)))
+        parts.append(
+            Part(f"{ours}.attn_norm.weight", (f"{theirs}.input_layernorm.weight",), (c.d_model,))
+        )
         for letter, shape in shapes.items():
             name = f"{theirs}.self_attn.{letter}_proj"
             parts.append(Part(f"{ours}.attn.{letter}.weight", (f"{name}.weight",), shape))
@@ -156,12 +163,22 @@ def _gpt_oss_shared(c: ModelConfig) -> list[Part]:
                 parts.append(Part(f"{ours}.attn.{letter}.bias", (f"{name}.bias",), shape[:1]))
         parts += [
             Part(f"{ours}.attn.sinks", (f"{theirs}.self_attn.sinks",), (c.n_heads,)),
-            Part(f"{ours}.ffn_norm.weight", (f"{theirs}.post_attention_layernorm.weight",), (c.d_model,)),
-            Part(f"{ours}.ffn.router.weight", (f"{theirs}.mlp.router.weight",), (_moe(c).n_experts, c.d_model)),
+            Part(
+                f"{ours}.ffn_norm.weight",
+                (f"{theirs}.post_attention_layernorm.weight",),
+                (c.d_model,),
+            ),
+            Part(
+                f"{ours}.ffn.router.weight",
+                (f"{theirs}.mlp.router.weight",),
+                (_moe(c).n_experts, c.d_model),
+            ),
             Part(f"{ours}.ffn.router.bias", (f"{theirs}.mlp.router.bias",), (_moe(c).n_experts,)),
         ]
         experts = f"{theirs}.mlp.experts"
-        parts += _expert_biases(f"{ours}.ffn", f"{experts}.gate_up_proj_bias", f"{experts}.down_proj_bias", c)
+        parts += _expert_biases(
+            f"{ours}.ffn", f"{experts}.gate_up_proj_bias", f"{experts}.down_proj_bias", c
+        )
     return parts + _ends(c, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
 
@@ -213,7 +230,12 @@ def gpt_oss_original(c: ModelConfig) -> Layout:
         for letter, (start, length) in starts.items():
             span = (0, start, length)
             parts += [
-                Part(f"{ours}.attn.{letter}.weight", (f"{attn}.qkv.weight",), (rows, c.d_model), span=span),
+                Part(
+                    f"{ours}.attn.{letter}.weight",
+                    (f"{attn}.qkv.weight",),
+                    (rows, c.d_model),
+                    span=span,
+                ),
                 Part(f"{ours}.attn.{letter}.bias", (f"{attn}.qkv.bias",), (rows,), span=span),
             ]
         parts += [
@@ -221,10 +243,14 @@ def gpt_oss_original(c: ModelConfig) -> Layout:
             Part(f"{ours}.attn.o.weight", (f"{attn}.out.weight",), (c.d_model, q_width)),
             Part(f"{ours}.attn.o.bias", (f"{attn}.out.bias",), (c.d_model,)),
             Part(f"{ours}.ffn_norm.weight", (f"{mlp}.norm.scale",), (c.d_model,)),
-            Part(f"{ours}.ffn.router.weight", (f"{mlp}.gate.weight",), (_moe(c).n_experts, c.d_model)),
+            Part(
+                f"{ours}.ffn.router.weight", (f"{mlp}.gate.weight",), (_moe(c).n_experts, c.d_model)
+            ),
             Part(f"{ours}.ffn.router.bias", (f"{mlp}.gate.bias",), (_moe(c).n_experts,)),
         ]
-        parts += _packed_experts(f"{ours}.ffn", f"{mlp}.mlp1_weight.{{}}", f"{mlp}.mlp2_weight.{{}}", c)
+        parts += _packed_experts(
+            f"{ours}.ffn", f"{mlp}.mlp1_weight.{{}}", f"{mlp}.mlp2_weight.{{}}", c
+        )
         parts += _expert_biases(f"{ours}.ffn", f"{mlp}.mlp1_bias", f"{mlp}.mlp2_bias", c)
     parts += _ends(c, "embedding.weight", "norm.scale", "unembedding.weight")
     return Layout("OpenAI original", tuple(parts))
@@ -240,17 +266,28 @@ def gpt2(c: ModelConfig, prefix: str) -> Layout:
         Part("embed.weight", (f"{prefix}wte.weight",), (c.vocab_size, D)),
         Part("positions.weight", (f"{prefix}wpe.weight",), (c.context, D)),
     ]
-    matrices = {"attn.o": ("attn.c_proj", D, D), "ffn.up": ("mlp.c_fc", D, ff), "ffn.down": ("mlp.c_proj", ff, D)}
+    matrices = {
+        "attn.o": ("attn.c_proj", D, D),
+        "ffn.up": ("mlp.c_fc", D, ff),
+        "ffn.down": ("mlp.c_proj", ff, D),
+    }
     norms = {"attn_norm": "ln_1", "ffn_norm": "ln_2"}
     turn = {"read": _transposed, "write": _write_transposed, "copies": True}
     for n in range(c.n_layers):
         ours, theirs = f"blocks.{n}", f"{prefix}h.{n}"
         for our_norm, their_norm in norms.items():
             for leaf in ("weight", "bias"):
-                parts.append(Part(f"{ours}.{our_norm}.{leaf}", (f"{theirs}.{their_norm}.{leaf}",), (D,)))
+                parts.append(
+                    Part(f"{ours}.{our_norm}.{leaf}", (f"{theirs}.{their_norm}.{leaf}",), (D,))
+                )
         for our_name, (their_name, n_in, n_out) in matrices.items():
             parts += [
-                Part(f"{ours}.{our_name}.weight", (f"{theirs}.{their_name}.weight",), (n_in, n_out), **turn),
+                Part(
+                    f"{ours}.{our_name}.weight",
+                    (f"{theirs}.{their_name}.weight",),
+                    (n_in, n_out),
+                    **turn,
+                ),
                 Part(f"{ours}.{our_name}.bias", (f"{theirs}.{their_name}.bias",), (n_out,)),
             ]
         for i, letter in enumerate("qkv"):
@@ -263,7 +300,9 @@ def gpt2(c: ModelConfig, prefix: str) -> Layout:
     for leaf in ("weight", "bias"):
         parts.append(Part(f"norm.{leaf}", (f"{prefix}ln_f.{leaf}",), (D,)))
     # The published file also stores its causal masks; files of tied models may repeat the head.
-    return Layout("GPT-2", tuple(parts), ignored=(".attn.bias", ".attn.masked_bias", "lm_head.weight"))
+    return Layout(
+        "GPT-2", tuple(parts), ignored=(".attn.bias", ".attn.masked_bias", "lm_head.weight")
+    )
 
 
 # --- Qwen3-MoE -----------------------------------------------------------------------------------
@@ -271,12 +310,20 @@ def gpt2(c: ModelConfig, prefix: str) -> Layout:
 
 def qwen3_moe(c: ModelConfig) -> Layout:
     """Return Qwen3-30B-A3B's layout: three matrices for each expert, each a tensor of its own."""
-    q_width, kv_width, experts = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, _moe(c).n_experts
+    q_width, kv_width, experts = (
+        c.n_heads * c.head_dim,
+        c.n_kv_heads * c.head_dim,
+        _moe(c).n_experts,
+    )
     parts = []
     for n in range(c.n_layers):
         ours, theirs = f"blocks.{n}", f"model.layers.{n}"
         attn, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
-        up_names = [f"{mlp}.experts.{e}.{name}_proj.weight" for name in ("gate", "up") for e in range(experts)]
+        up_names = [
+            f"{mlp}.experts.{e}.{name}_proj.weight"
+            for name in ("gate", "up")
+            for e in range(experts)
+        ]
         down_names = [f"{mlp}.experts.{e}.down_proj.weight" for e in range(experts)]
         parts += [
             Part(f"{ours}.attn_norm.weight", (f"{theirs}.input_layernorm.weight",), (c.d_model,)),
@@ -286,14 +333,20 @@ def qwen3_moe(c: ModelConfig) -> Layout:
             Part(f"{ours}.attn.o.weight", (f"{attn}.o_proj.weight",), (c.d_model, q_width)),
             Part(f"{ours}.attn.q_norm.weight", (f"{attn}.q_norm.weight",), (c.head_dim,)),
             Part(f"{ours}.attn.k_norm.weight", (f"{attn}.k_norm.weight",), (c.head_dim,)),
-            Part(f"{ours}.ffn_norm.weight", (f"{theirs}.post_attention_layernorm.weight",), (c.d_model,)),
+            Part(
+                f"{ours}.ffn_norm.weight",
+                (f"{theirs}.post_attention_layernorm.weight",),
+                (c.d_model,),
+            ),
             Part(f"{ours}.ffn.router.weight", (f"{mlp}.gate.weight",), (experts, c.d_model)),
             Part(
                 f"{ours}.ffn.up.weight",
                 tuple(up_names),
                 (c.d_ff, c.d_model),
                 read=_stack_gate_up,
-                write=lambda w: [m.contiguous() for half in w.chunk(2, dim=1) for m in half.unbind(0)],
+                write=lambda w: [
+                    m.contiguous() for half in w.chunk(2, dim=1) for m in half.unbind(0)
+                ],
                 copies=True,
             ),
             Part(

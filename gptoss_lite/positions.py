@@ -38,7 +38,9 @@ def yarn_ramp(head_dim: int, theta: float, yarn: YarnConfig) -> Float[Tensor, " 
     """
 
     def pair_that_turns(times: float) -> float:
-        return head_dim / 2 * math.log(yarn.original_context / (times * 2 * math.pi)) / math.log(theta)
+        return (
+            head_dim / 2 * math.log(yarn.original_context / (times * 2 * math.pi)) / math.log(theta)
+        )
 
     low, high = pair_that_turns(yarn.beta_fast), pair_that_turns(yarn.beta_slow)
     if yarn.truncate:
