@@ -6,13 +6,17 @@ from gptoss_lite.cache import KVCache
 from gptoss_lite.checkpoint import load, save_checkpoint
 from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig
 from gptoss_lite.dispatch import backends, use_backend
+from gptoss_lite.generate import chat, generate
+from gptoss_lite.ladder import LADDER, show_step
 from gptoss_lite.model import Transformer
 from gptoss_lite.presets import PRESETS
+from gptoss_lite.tokenizer import load_tokenizer
 from gptoss_lite.trace import trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LADDER",
     "PRESETS",
     "KVCache",
     "MoEConfig",
@@ -21,10 +25,14 @@ __all__ = [
     "YarnConfig",
     "account",
     "backends",
+    "chat",
     "fit",
+    "generate",
     "load",
+    "load_tokenizer",
     "mxfp4",
     "save_checkpoint",
+    "show_step",
     "trace",
     "use_backend",
 ]

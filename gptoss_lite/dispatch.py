@@ -44,6 +44,7 @@ class Op:
         return register
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute with the first backend that can, or with the one that `use_backend` forced."""
         if _FORCED == "plain":
             return self.plain(*args, **kwargs)
         for name, (function, why_not) in self.fast.items():
@@ -52,7 +53,7 @@ class Op:
             reason = why_not(*args, **kwargs)
             if reason is None:
                 return function(*args, **kwargs)
-            if _FORCED == name:
+            if name == _FORCED:
                 raise BackendError(
                     f"Backend {name!r} cannot run {self.plain.__name__}: {reason}. "
                     "Call use_backend('auto') to fall back to the plain version."

@@ -96,6 +96,12 @@ class Transformer(nn.Module):
         Raises:
             ShapeError: ids outside the vocabulary, or not a [B, T] tensor of integers.
         """
+        return self.unembed(self.hidden(tokens, cache))
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return what the output head reads: the residual stream after the last norm."""
         self._check(tokens)
         past = cache.n_seen if cache else 0
         layer_caches = cache.layers if cache else [None] * len(self.blocks)
@@ -106,7 +112,7 @@ class Transformer(nn.Module):
             x = block(x, cos, sin, layer_cache)
         if cache:
             cache.n_seen += tokens.shape[1]
-        return self.unembed(self.norm(x))
+        return self.norm(x)
 
     def _check(self, tokens: Tensor) -> None:
         if tokens.ndim != 2 or tokens.is_floating_point():

@@ -1,4 +1,4 @@
-"""Where a token stands: a learned table added to x (GPT-2), or a rotation of q and k (RoPE, YaRN)."""
+"""Where a token stands: a learned table (GPT-2), or a rotation of q and k (RoPE, YaRN)."""
 
 import math
 

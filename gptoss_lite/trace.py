@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ def wants(name: str) -> bool:
     return _active is not None and name in _active.names
 
 
-class trace:  # noqa: N801 - reads as a statement: `with trace(model, "probs") as t`
+class trace:
     """Record named intermediate tensors of every forward pass inside a `with` block.
 
     Args:
@@ -49,7 +49,7 @@ class trace:  # noqa: N801 - reads as a statement: `with trace(model, "probs") a
         self._recorded: dict[str, list[Tensor]] = {}
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "trace":
         global _active
         if _active is not None:
             raise ShapeError("A trace is already open. Close it, or ask it for more names.")

@@ -1,0 +1,155 @@
+"""The ladder: GPT-2 becomes gpt-oss, at most two config fields at a time.
+
+All rungs but the last share one small size, so that each runs on a laptop in seconds.
+"""
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from gptoss_lite import account
+from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig
+from gptoss_lite.presets import GPT_OSS_20B
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One runnable model on the way, and where the book and the papers explain its change."""
+
+    name: str
+    config: ModelConfig
+    changes: tuple[str, ...]  # config fields that differ from the rung before
+    chapter: str  # number of the book's chapter
+    paper: str
+
+
+_START = ModelConfig(
+    vocab_size=257,
+    d_model=64,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=4,
+    head_dim=16,
+    d_ff=256,
+    context=256,
+    dropout=0.1,
+    dtype="float32",
+    expert_dtype="float32",
+)
+
+_STEPS = (
+    ("no dropout", {"dropout": 0.0}, "02", "Liu, Bauer and Manning 2025"),
+    ("RoPE", {"positions": "rope", "rope_theta": 150_000.0}, "03", "Su et al. 2021"),
+    ("YaRN", {"yarn": YarnConfig(4.0, 256), "context": 1_024}, "04", "Peng et al. 2023"),
+    ("SwiGLU", {"ffn": "swiglu"}, "05", "Shazeer 2020"),
+    ("clamped SwiGLU", {"ffn": "clamped_swiglu"}, "05", "OpenAI 2025, model card"),
+    ("mixture of experts", {"moe": MoEConfig(8, 4), "d_ff": 64}, "06", "Shazeer et al. 2017"),
+    ("grouped-query attention", {"n_kv_heads": 2}, "07", "Ainslie et al. 2023"),
+    ("sliding window", {"sliding_window": 16, "layer_pattern": "SF"}, "08", "Child et al. 2019"),
+    ("RMSNorm", {"norm": "rmsnorm"}, "09", "Zhang and Sennrich 2019"),
+    (
+        "sinks and router bias",
+        {"sinks": True, "moe": MoEConfig(8, 4, router_bias=True)},
+        "10",
+        "OpenAI 2025, model card",
+    ),
+    ("untied head", {"tied": False}, "10", "OpenAI 2025, model card"),
+    ("MXFP4", {"dtype": "bfloat16", "expert_dtype": "mxfp4"}, "11", "OCP MX specification 2023"),
+)
+
+
+def _climb() -> tuple[Rung, ...]:
+    rungs = [Rung("GPT-2", _START, (), "01", "Radford et al. 2019")]
+    for name, changes, chapter, paper in _STEPS:
+        config = rungs[-1].config.but(**changes)
+        rungs.append(Rung(name, config, tuple(changes), chapter, paper))
+    sizes = changed_fields(rungs[-1].config, GPT_OSS_20B)
+    return (*rungs, Rung("gpt-oss-20b", GPT_OSS_20B, sizes, "14", "OpenAI 2025, model card"))
+
+
+def changed_fields(a: ModelConfig, b: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the fields in which two configs differ, in the config's order."""
+    return tuple(f.name for f in fields(a) if getattr(a, f.name) != getattr(b, f.name))
+
+
+LADDER = _climb()
+
+
+def show_step(a: Rung | ModelConfig, b: Rung | ModelConfig) -> None:
+    """Print what changes from a to b: the fields, what it costs, and the code that acts on them.
+
+    Args:
+        a: the rung or config before.
+        b: the rung or config after.
+
+    Example:
+        >>> show_step(LADDER[7], LADDER[8])  # doctest: +ELLIPSIS
+        sliding window (chapter 08, Child et al. 2019)
+          sliding_window       None -> 16
+          layer_pattern        'F' -> 'SF'
+        ...
+    """
+    before, after = (x.config if isinstance(x, Rung) else x for x in (a, b))
+    if isinstance(b, Rung):
+        print(f"{b.name} (chapter {b.chapter}, {b.paper})")
+    names = changed_fields(before, after)
+    for name in names:
+        print(f"  {name:<20} {getattr(before, name)!r} -> {getattr(after, name)!r}")
+    print()
+    for label, old, new in _ledger(before, after):
+        print(f"  {label:<30} {old:>18,} -> {new:>18,}  {_change(old, new)}")
+    print()
+    for place in acting_code(after, names):
+        print(f"  {place}")
+
+
+def _change(old: int, new: int) -> str:
+    if old == new:
+        return "same"
+    return f"x {new / old:,.0f}" if new > 10 * old else f"{new / old - 1:+.1%}"
+
+
+def _ledger(a: ModelConfig, b: ModelConfig) -> list[tuple[str, int, int]]:
+    tokens = min(a.context, b.context)
+
+    def row(label: str, count: object) -> tuple[str, int, int]:
+        return label, count(a), count(b)  # type: ignore[operator]
+
+    return [
+        row("parameters", account.parameters),
+        row("active parameters per token", lambda c: account.parameters(c, active=True)),
+        row("weight bytes", account.weight_bytes),
+        row(
+            f"KV bytes at {tokens:,} tokens",
+            lambda c: account.kv_bytes(c, tokens, dtype="bfloat16"),
+        ),
+        row(f"FLOPs per token at {tokens:,}", lambda c: account.flops(c, tokens)),
+    ]
+
+
+# The modules that build, run and store the model, in the order in which the book reads them.
+_MODULES = ("positions", "attention", "cache", "norm", "ffn", "moe", "model", "names")
+# Fields that the model reads through a method of the config.
+_READ_THROUGH = {"sliding_window": "window", "layer_pattern": "window"}
+
+
+def acting_code(config: ModelConfig, names: tuple[str, ...]) -> list[str]:
+    """Find the lines of the package that act on some config fields.
+
+    Args:
+        config: its values are looked for too: `norm="rmsnorm"` finds the table's "rmsnorm".
+        names: the fields.
+
+    Returns:
+        "file.py:line  code" for each line, in reading order.
+    """
+    patterns = [rf"config\.{_READ_THROUGH.get(name, name)}\b" for name in names]
+    values = [getattr(config, name) for name in names]
+    patterns += [f'"{value}"' for value in values if isinstance(value, str)]
+    found = []
+    for module in _MODULES:
+        source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+        for number, line in enumerate(source.splitlines(), start=1):
+            if any(re.search(pattern, line) for pattern in patterns):
+                found.append(f"{module}.py:{number:<4} {line.strip()}")
+    return found
