@@ -79,7 +79,8 @@ def find(source: str | os.PathLike[str], *, want: Want = "weights", progress: bo
     """Return the folder that holds a model's weights, tokenizer or config.
 
     Args:
-        source: preset name, folder, or "organization/name" on the hub.
+        source: preset name, folder, or "organization/name" on the hub. A preset name wins over
+            a folder of that name; write "./gpt2" for the folder.
         want: what the folder must hold; from the hub, only the files for it are downloaded
             ("weights" brings config and tokenizer too).
         progress: show a progress bar while downloading.

@@ -36,12 +36,12 @@ class Tokenizer:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Read a tokenizer.json; `load_tokenizer` finds one by name."""
         self._bpe = _read(Path(path))
-        # From here on "<|end|>" inside a text is seven ordinary characters.
-        self._bpe.encode_special_tokens = True
         added = self._bpe.get_added_tokens_decoder()
-        self.special_ids: dict[str, int] = {
-            token.content: i for i, token in sorted(added.items()) if token.special
-        }
+        self.special_ids: dict[str, int] = {token.content: i for i, token in sorted(added.items())}
+        # From here on "<|end|>" inside a text is seven ordinary characters. Some tokenizers add
+        # tokens without calling them special (Qwen3's <think>); those must not match either.
+        self._bpe.add_special_tokens(list(self.special_ids))
+        self._bpe.encode_special_tokens = True
         self.vocab_size: int = self._bpe.get_vocab_size()
         self._special_names = {i: name for name, i in self.special_ids.items()}
         names = OTHER_STOPS if self._missing_harmony() else (harmony.RETURN, harmony.CALL)

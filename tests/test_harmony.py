@@ -326,9 +326,9 @@ MISTAKES: list[tuple[list[Any], dict[str, Any], str]] = [
         'message 0 has role "tool" but no name: give "name", for example "functions.add".',
     ),
     (
-        [{"role": "user", "content": "", "chanel": "final"}],
+        [{"role": "user", "content": "", "channels": "final"}],
         {},
-        "message 0 has unknown keys chanel: "
+        "message 0 has unknown keys channels: "
         "use role, content, name, channel, recipient, content_type.",
     ),
     (

@@ -47,7 +47,7 @@ def nano() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A small tokenizer of GPT-2's kind: byte-level, its split pattern, one special token."""
+    """A small tokenizer of GPT-2's kind: byte-level, its split pattern, no chat format."""
     bpe = Bpe(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -55,6 +55,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(["the cat and the hat in the house that the man had"], trainer)
     bpe.add_special_tokens(["<|endoftext|>"])
+    bpe.add_tokens(["<think>"])  # added, but not called special: Qwen3 has such tokens
     folder = tmp_path_factory.mktemp("gpt2")
     bpe.save(str(folder / "tokenizer.json"))
     return load_tokenizer(folder)
@@ -295,6 +296,9 @@ def test_gpt2(gpt2: Tokenizer) -> None:
     assert gpt2.stop_ids == (gpt2.special_ids["<|endoftext|>"],)
     assert gpt2.stop_ids[0] not in gpt2.encode(text)
     assert gpt2.decode(gpt2.stop_ids) == "<|endoftext|>"
+    assert gpt2.special_ids["<think>"] not in gpt2.encode("a <think> b")
+    assert gpt2.decode([gpt2.special_ids["<think>"]]) == "<think>"
+    assert gpt2.vocab_size == gpt2.special_ids["<think>"] + 1
 
 
 def test_a_generation_prompt_is_no_message(real: Tokenizer) -> None:
