@@ -7,7 +7,7 @@ this package asks for a model's name.
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from gptoss_lite.errors import ConfigError
 
@@ -130,7 +130,7 @@ class ModelConfig:
         kind = self.layer_pattern[layer % len(self.layer_pattern)]
         return self.sliding_window if kind == "S" else None
 
-    def but(self, **changes: Any) -> Self:
+    def but(self, **changes: Any) -> "ModelConfig":
         """Return a copy with some fields changed: one rung of the ladder.
 
         Raises:
@@ -142,7 +142,7 @@ class ModelConfig:
         return replace(self, **changes)
 
     @classmethod
-    def from_hf(cls, source: str | Path | dict[str, Any]) -> Self:
+    def from_hf(cls, source: str | Path | dict[str, Any]) -> "ModelConfig":
         """Read a config.json: GPT-2's, gpt-oss's (either layout) or Qwen3-MoE's.
 
         Args:
@@ -486,7 +486,8 @@ def _to_gpt_oss(c: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": c.norm_eps,
         "rope_scaling": _rope_scaling(c.yarn),
         "rope_theta": c.rope_theta,
-        "sliding_window": c.sliding_window,
+        # transformers wants a number even if no layer slides
+        "sliding_window": c.sliding_window or c.context,
         "swiglu_alpha": c.swiglu_alpha,
         "swiglu_limit": c.swiglu_limit,
         "tie_word_embeddings": c.tied,
