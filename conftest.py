@@ -4,6 +4,8 @@ import importlib.util
 import os
 from typing import Any
 
+from tests import typecheck  # noqa: F401 - loaded here, so that jaxtyping's hook finds it
+
 # Tests never wait for a network: what they need is in the repository or in a package.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,4 +1,4 @@
-"""The book's Sphinx extension: page widgets, repository buttons, and two repairs.
+"""The book's Sphinx extension: page widgets, repository buttons, and repairs.
 
 **Page widgets.** A widget of the package leaves this in the page, whether or not a
 kernel is near:
@@ -24,6 +24,7 @@ from sphinx.config import Config
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "gptoss_lite" / "widgets" / "assets"
 SCRIPT = "gl-widgets.js"
+SIDE_BAR = 'class="bd-sidebar-primary bd-sidebar"'
 RUNTIME = Path(__file__).with_name("page_widgets.js")
 
 
@@ -37,12 +38,19 @@ def pack(assets: Path) -> str:
     )
 
 
-def write_page_script(app: Sphinx, error: Exception | None) -> None:
-    """Write the packed script once the pages are there."""
-    if error is None and app.builder.format == "html":
-        static = Path(app.outdir) / "_static"
-        static.mkdir(parents=True, exist_ok=True)
-        (static / SCRIPT).write_text(pack(ASSETS), encoding="utf-8")
+def finish_site(app: Sphinx, error: Exception | None) -> None:
+    """Write the packed script once the pages are there, and name the theme's side bar."""
+    if error is not None or app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    static.mkdir(parents=True, exist_ok=True)
+    (static / SCRIPT).write_text(pack(ASSETS), encoding="utf-8")
+    for path in Path(app.outdir).rglob("*.html"):
+        # Its title and search field belong to no landmark, so a screen reader's map lacks them.
+        page = path.read_text(encoding="utf-8")
+        if SIDE_BAR in page:
+            named = f'{SIDE_BAR} role="complementary" aria-label="Book"'
+            path.write_text(page.replace(SIDE_BAR, named, 1), encoding="utf-8")
 
 
 def finish_page(
@@ -54,6 +62,10 @@ def finish_page(
         # sphinx-thebe puts its settings on every page, twice, although Thebe is off;
         # the second copy is a syntax error. In place: Sphinx keeps this very list.
         scripts[:] = [script for script in scripts if "thebe" not in _described(script).lower()]
+    if "citation-list" in context.get("body", ""):
+        # docutils 0.21 writes roles that ARIA has since dropped; a reader hears a broken list.
+        for role in (' role="list"', ' role="doc-biblioentry"'):
+            context["body"] = context["body"].replace(role, "")
     if "data-gl-widget=" in context.get("body", ""):
         app.add_js_file(SCRIPT, loading_method="defer")
 
@@ -91,5 +103,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
     app.connect("config-inited", add_repository)
     app.connect("html-page-context", finish_page, priority=900)
-    app.connect("build-finished", write_page_script)
+    app.connect("build-finished", finish_site)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

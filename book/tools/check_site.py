@@ -1,6 +1,6 @@
 """Check the built site: every link, id, file and alternative text; nothing loaded from outside.
 
-    check_site.py _build/html
+Usage: `check_site.py _build/html`.
 """
 
 import re
@@ -22,7 +22,15 @@ LOADS = {
     "object": ("data",),
 }
 # What a browser fetches for <link>; canonical, search and next are only statements.
-LINK_LOADS = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect", "manifest"}
+LINK_LOADS = {
+    "stylesheet",
+    "icon",
+    "preload",
+    "modulepreload",
+    "prefetch",
+    "preconnect",
+    "manifest",
+}
 CSS_URL = re.compile(r"""url\(\s*['"]?([^'")]+)|@import\s+['"]([^'"]+)""")
 SCRIPT_LOAD = re.compile(
     r"""(?:\bimport\s*\(?|\bfrom\s*|\bfetch\s*\(|\.src\s*=|\bimportScripts\s*\()\s*["'`](https?:)?//"""
@@ -47,6 +55,10 @@ class Page(HTMLParser):
         self._inside = ""
         self.feed(self.path.read_text(encoding="utf-8"))
 
+    def has(self, fragment: str) -> bool:
+        """Say whether `#fragment` leads somewhere; the top of a page always does."""
+        return fragment in ("", "top") or unquote(fragment) in self.ids
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Collect from one element."""
         attributes = {name: value or "" for name, value in attrs}
@@ -70,7 +82,9 @@ class Page(HTMLParser):
                 )
         if tag == "img":
             has_alt = any(name == "alt" for name, _ in attrs)
-            self.pictures.append((attributes.get("src", ""), attributes["alt"] if has_alt else None))
+            self.pictures.append(
+                (attributes.get("src", ""), attributes["alt"] if has_alt else None)
+            )
         if "style" in attributes:
             self.inline.append(("style", attributes["style"]))
 
@@ -136,9 +150,8 @@ class Site:
                 target /= "index.html"
             if not target.is_file():
                 self._say(page.path, f"link to a missing file: {href}")
-            elif parts.fragment and target in self.pages:
-                if unquote(parts.fragment) not in self.pages[target].ids:
-                    self._say(page.path, f"link to a missing id: {href}")
+            elif target in self.pages and not self.pages[target].has(parts.fragment):
+                self._say(page.path, f"link to a missing id: {href}")
         for identifier, times in page.ids.items():
             if times > 1:
                 self._say(page.path, f"id {identifier!r} is defined {times} times")

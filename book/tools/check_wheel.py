@@ -1,6 +1,6 @@
 """Check that the wheel holds what users need: the bundled model, the type marker, the widgets.
 
-    check_wheel.py dist
+Usage: `check_wheel.py dist`.
 """
 
 import sys
@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         wrong.append(f"{size:,} bytes, more than {MAX_BYTES:,}")
     for line in wrong:
         print(f"check_wheel: {line}")
-    print(f"check_wheel: {wheels[0].name}, {size:,} bytes, {len(names)} files, {len(wrong)} problems")
+    print(
+        f"check_wheel: {wheels[0].name}, {size:,} bytes, {len(names)} files, {len(wrong)} problems"
+    )
     return 1 if wrong else 0
 
 

@@ -194,7 +194,11 @@ def _code_problems(cell: Any) -> Iterator[str]:
             yield "holds a plain widget; on the page it is dead. Use a widget of the package"
         if any(kind.startswith("image/") for kind in data) and not alt:
             yield "shows a picture without alternative text (metadata mystnb.image.alt)"
-        for shown in (output.get("text", ""), data.get("text/plain", ""), data.get("text/html", "")):
+        for shown in (
+            output.get("text", ""),
+            data.get("text/plain", ""),
+            data.get("text/html", ""),
+        ):
             yield from _text_problems(shown)
 
 
