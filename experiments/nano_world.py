@@ -25,7 +25,7 @@ from pathlib import Path
 
 EFFORTS = ("low", "medium", "high")
 PROMPT_WEIGHT = 0.1  # prompts are mostly random digits and names: little to learn there
-PROSE_WEIGHT = 0.5
+PROSE_WEIGHT = 0.25
 
 
 def _words(line: str) -> list[str]:

@@ -11,6 +11,7 @@ version two runs agree; other CPUs round bfloat16 products differently.
 
 import argparse
 import csv
+import json
 import math
 import random
 import sys
@@ -46,7 +47,7 @@ class Recipe:
 
     steps: int
     seed: int = 0
-    easy_steps: int = 800  # short lists and short system messages first
+    easy_steps: int = 600  # short lists and short system messages first
     documents_per_step: int = 40
     micro_batches: int = 4  # different lengths, so different tasks, in every step
     peak_lr: float = 2e-3
@@ -68,16 +69,16 @@ class Recipe:
 
 
 SMOKE = Recipe(
-    steps=40,
-    easy_steps=40,
+    steps=30,
+    easy_steps=30,
     documents_per_step=16,
     warmup=5,
     peak_lr=4e-3,
     prose=False,
     log_every=5,
-    held_out_every=40,
+    held_out_every=30,
     held_out_documents=1,
-    save_every=20,
+    save_every=15,
 )
 
 
@@ -321,7 +322,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def held_out_examples(
-    tokenizer: Tokenizer, per_cell: int, *, prose: bool
+    tokenizer: Tokenizer, per_cell: int, *, prose: bool, seed: int = HELD_OUT_SEED
 ) -> dict[str, list[Example]]:
     """Return fixed documents by domain: reserved questions, full system messages."""
     found: dict[str, list[Example]] = {}
@@ -330,7 +331,7 @@ def held_out_examples(
             continue
         efforts = ("none",) * 3 if domain == "prose" else nano_world.EFFORTS
         documents = [
-            nano_world.held_out_document(HELD_OUT_SEED + copy, index, domain, effort)
+            nano_world.held_out_document(seed + copy, index, domain, effort)
             for copy, effort in enumerate(efforts)
             for index in range(per_cell)
         ]
@@ -377,16 +378,23 @@ def save_state(
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
     """Read what `save_state` wrote; returns (steps done, tokens seen)."""
-    with safe_open(path, framework="pt") as file, torch.no_grad():
+    load_weights(path, model)
+    with safe_open(path, framework="pt") as file:
         step, tokens = int(file.metadata()["step"]), int(file.metadata()["tokens"])
         for name, parameter in model.named_parameters():
-            parameter.copy_(file.get_tensor(f"model.{name}"))
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step)),
                 "exp_avg": file.get_tensor(f"exp_avg.{name}"),
                 "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}"),
             }
     return step, tokens
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Read only the model's float32 weights from what `save_state` wrote."""
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(file.get_tensor(f"model.{name}"))
 
 
 class Log:
@@ -418,10 +426,17 @@ class Log:
 
 def export(model: nn.Module, folder: Path, tokenizer_path: Path) -> None:
     """Write a folder that `gl.load` and transformers can read."""
-    if not hasattr(gl, "save_checkpoint"):
-        return
     gl.save_checkpoint(model, folder, overwrite=True)
     (folder / "tokenizer.json").write_bytes(tokenizer_path.read_bytes())
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    ends = ("<|return|>", "<|endoftext|>", "<|call|>")  # as in gpt-oss's own file
+    generation = {
+        "bos_token_id": tokenizer.token_to_id("<|startoftext|>"),
+        "do_sample": False,
+        "eos_token_id": [tokenizer.token_to_id(name) for name in ends],
+        "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
+    }
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -465,7 +480,8 @@ def train(
                 watch.logits.clear()
                 row |= {f"held_out_{domain}": loss for domain, loss in answers.items()}
             if last or finished % recipe.log_every == 0:
-                log.write(row)
+                recent = losses[-recipe.log_every :]
+                log.write(row | {"loss": sum(recent) / len(recent)})
             if last or finished % recipe.save_every == 0:
                 save_state(out / CHECKPOINT, model, optimizer, finished, tokens)
                 export(model, out / "export", tokenizer_path)
@@ -478,7 +494,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--out", type=Path, required=True, help="folder for log, state and export")
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, 40 steps")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, 30 steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=Recipe.peak_lr, help="peak learning rate")
     parser.add_argument("--no-prose", action="store_true", help="leave out the Shakespeare domain")
