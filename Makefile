@@ -47,7 +47,7 @@ lint: $(STAMP) ## format, style, types, import layers, spelling, notebook rules
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m basedpyright
-	$(PY) -c 'from importlinter.cli import lint_imports_command as c; c()'
+	.venv/bin/lint-imports
 	$(PY) -m codespell_lib
 	$(PY) book/tools/notebooks.py check
 
