@@ -1,6 +1,6 @@
 """From GPT-2 to gpt-oss, one switch at a time: the package behind the book."""
 
-from gptoss_lite import account, mxfp4
+from gptoss_lite import account, kernels, mxfp4
 from gptoss_lite.account import fit
 from gptoss_lite.cache import KVCache
 from gptoss_lite.checkpoint import load, save_checkpoint
@@ -28,6 +28,7 @@ __all__ = [
     "chat",
     "fit",
     "generate",
+    "kernels",
     "load",
     "load_tokenizer",
     "mxfp4",

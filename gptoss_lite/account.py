@@ -3,7 +3,7 @@
 Pure arithmetic on integers; no torch. GiB is 2 ** 30 bytes, GB is 10 ** 9, and text says which.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from gptoss_lite.config import MXFP4_BLOCK, ModelConfig
 from gptoss_lite.errors import ConfigError
@@ -183,10 +183,14 @@ class Fit:
         """Weights, cache and overhead together."""
         return self.weight_bytes + self.kv_bytes + self.overhead_bytes
 
+    def to_dict(self) -> dict[str, int | bool]:
+        """Return the fields and `needed_bytes`, as JSON can hold them."""
+        return {**asdict(self), "needed_bytes": self.needed_bytes}
+
     def __str__(self) -> str:
         parts = (
-            f"{self.weight_bytes / GIB:.2f} GiB weights + {self.kv_bytes / GIB:.2f} GiB KV cache at "
-            f"{self.context_tokens:,} tokens + {self.overhead_bytes / GIB:.2f} GiB overhead = "
+            f"{self.weight_bytes / GIB:.2f} GiB weights + {self.kv_bytes / GIB:.2f} GiB KV cache "
+            f"at {self.context_tokens:,} tokens + {self.overhead_bytes / GIB:.2f} GiB overhead = "
             f"{self.needed_bytes / GIB:.2f} GiB of {self.memory_bytes / GIB:.2f} GiB"
         )
         if self.fits:

@@ -70,7 +70,7 @@ def load(
     """
     if experts not in ("packed", "dense"):
         raise CheckpointError(f"experts={experts!r} is unknown. Use 'packed' or 'dense'.")
-    folder = hub.find(str(source), want="weights", progress=progress)
+    folder = hub.find(source, want="weights", progress=progress)
     config = ModelConfig.from_hf(folder)
     held = read_folder(folder)
     layout = choose_layout(config, held)

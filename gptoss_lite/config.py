@@ -210,7 +210,7 @@ def _check_choices(c: ModelConfig) -> None:
             raise ConfigError(f"{name}={value!r} is unknown. Use one of {list(allowed)}.")
     if not c.layer_pattern or set(c.layer_pattern) - set("SF"):
         raise ConfigError(
-            f"layer_pattern={c.layer_pattern!r} must be made of S (sliding) and F (full), like 'SF'."
+            f"layer_pattern={c.layer_pattern!r} must be made of S (sliding) and F (full): 'SF'."
         )
 
 
@@ -369,7 +369,8 @@ def _refuse_unread_qwen3_switches(raw: dict[str, Any]) -> None:
     for key, value in wanted.items():
         if raw.get(key, value) != value:
             raise ConfigError(
-                f"{key}={raw[key]!r} is not Qwen3-30B-A3B's {value!r}; this package does not compute it."
+                f"{key}={raw[key]!r} is not Qwen3-30B-A3B's {value!r}, and this package does not "
+                "compute it. Use a published Qwen3-30B-A3B."
             )
     if _yarn(_rope_entries(raw)) or raw.get("use_sliding_window"):
         raise ConfigError(

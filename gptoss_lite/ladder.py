@@ -4,6 +4,7 @@ All rungs but the last share one small size, so that each runs on a laptop in se
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -112,8 +113,8 @@ def _change(old: int, new: int) -> str:
 def _ledger(a: ModelConfig, b: ModelConfig) -> list[tuple[str, int, int]]:
     tokens = min(a.context, b.context)
 
-    def row(label: str, count: object) -> tuple[str, int, int]:
-        return label, count(a), count(b)  # type: ignore[operator]
+    def row(label: str, count: Callable[[ModelConfig], int]) -> tuple[str, int, int]:
+        return label, count(a), count(b)
 
     return [
         row("parameters", account.parameters),

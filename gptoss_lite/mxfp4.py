@@ -8,11 +8,13 @@ Source:
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from gptoss_lite.dispatch import Op
 from gptoss_lite.errors import ShapeError
 
 BLOCK = 32  # weights per scale
@@ -25,6 +27,7 @@ _MIDPOINTS = (VALUES[1:8] + VALUES[:7]) / 2
 _LARGEST_EXPONENT = 2  # 6 = 1.5 * 2 ** 2
 
 
+@lru_cache
 def byte_table(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "256 2"]:
     """Return the two numbers that each of the 256 code bytes holds, low half first."""
     codes = torch.arange(256, device=device)
@@ -32,6 +35,7 @@ def byte_table(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "256 2
     return VALUES.to(device, dtype)[pairs]
 
 
+@lru_cache
 def scale_table(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "256"]:
     """Return 2 ** (e - 127) for every scale byte e, exactly; NaN for 255, as the format says."""
     exponents = torch.arange(256, device=device) - SCALE_BIAS
@@ -40,6 +44,7 @@ def scale_table(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "256"
     return scales.to(dtype)
 
 
+@Op
 def dequantize(
     blocks: UInt8[Tensor, "*rows G 16"],
     scales: UInt8[Tensor, "*rows G"],
@@ -67,6 +72,20 @@ def dequantize(
         >>> dequantize(blocks, torch.tensor([[128]], dtype=torch.uint8))[0, :4].tolist()
         [1.0, 2.0, 12.0, -12.0]
     """
+    check_packed(blocks, scales)
+    # float16 cannot hold the extreme scales, so there the product is rounded once, at the end.
+    work = torch.float32 if dtype == torch.float16 else dtype
+    weights = byte_table(work, blocks.device)[blocks.int()]  # [.. G 16 2]
+    weights *= scale_table(work, scales.device)[scales.int()][..., None, None]
+    return weights.flatten(-3).to(dtype)
+
+
+def check_packed(blocks: Tensor, scales: Tensor) -> None:
+    """Refuse blocks and scales that do not belong together.
+
+    Raises:
+        ShapeError: not bytes, or not 16 bytes of codes for each scale.
+    """
     if blocks.dtype != torch.uint8 or scales.dtype != torch.uint8:
         raise ShapeError(
             f"MXFP4 blocks and scales are bytes (uint8), got {blocks.dtype} and {scales.dtype}."
@@ -76,11 +95,6 @@ def dequantize(
             f"MXFP4 blocks {list(blocks.shape)} need scales {list(blocks.shape[:-1])} and a last "
             f"axis of {BLOCK // 2} bytes, got scales {list(scales.shape)}."
         )
-    # float16 cannot hold the extreme scales, so there the product is rounded once, at the end.
-    work = torch.float32 if dtype == torch.float16 else dtype
-    weights = byte_table(work, blocks.device)[blocks.int()]  # [.. G 16 2]
-    weights *= scale_table(work, scales.device)[scales.int()][..., None, None]
-    return weights.flatten(-3).to(dtype)
 
 
 def quantize(

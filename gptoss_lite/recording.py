@@ -6,7 +6,6 @@ sink logits follows every sink mass, at T values a head instead of T * T.
 
 import datetime
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +41,7 @@ class Recording:
         path = Path(path)
         part = path.with_name(path.name + ".part")
         save_file(self.arrays, part, metadata={"about": json.dumps(self.about)})
-        os.replace(part, path)
-        return path
+        return part.replace(path)
 
 
 def record(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int]) -> Recording:

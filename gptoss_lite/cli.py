@@ -1,0 +1,332 @@
+"""The command line: `gptoss-lite` and `python -m gptoss_lite`."""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gptoss_lite import account, bench, hub, recording
+from gptoss_lite.checkpoint import check_tensors, load
+from gptoss_lite.config import ModelConfig
+from gptoss_lite.errors import CheckpointError, ConfigError, GptOssLiteError
+from gptoss_lite.generate import generate
+from gptoss_lite.headers import TensorInfo, read_folder
+from gptoss_lite.model import Transformer
+from gptoss_lite.names import choose_layout
+from gptoss_lite.presets import PRESETS
+from gptoss_lite.tokenizer import Tokenizer, load_tokenizer
+
+DEFAULT_MODEL = "gpt-oss-nano"
+SMALL = 100_000_000  # parameters; below this, threads wait for each other longer than they work
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0, or 2 with one sentence on bad input."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except GptOssLiteError as problem:
+        print(f"gptoss-lite: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ngptoss-lite: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, such as `| head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def _generate(args: argparse.Namespace) -> None:
+    model, tokenizer = _load(args)
+    _stream(model, tokenizer, tokenizer.encode(args.prompt), args)
+
+
+def _chat(args: argparse.Namespace) -> None:
+    model, tokenizer = _load(args)
+    question = args.question
+    messages = [{"role": "developer", "content": args.instructions}] if args.instructions else []
+    while question is not None:
+        messages.append({"role": "user", "content": question})
+        prompt = tokenizer.render(messages, effort=args.effort)
+        reply = _stream(model, tokenizer, prompt, args)
+        messages += tokenizer.parse(reply)
+        question = None if args.question else _ask()
+    if not args.question and not messages:
+        print("No question was asked.", file=sys.stderr)
+
+
+def _ask() -> str | None:
+    try:
+        return input("> ").strip() or None
+    except EOFError:
+        return None
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    folder = hub.find(args.source, want="weights")
+    held = read_folder(folder)
+    rows = held if args.all else _grouped(held)
+    for name, info in rows.items():
+        print(f"{name:<58} {info.dtype:<5} {list(info.shape)!s:<22} {info.n_bytes:>15,}")
+    total = sum(info.n_bytes for info in held.values())
+    by_dtype: Counter[str] = Counter()
+    for info in held.values():
+        by_dtype[info.dtype] += info.n_bytes
+    shares = ", ".join(f"{dtype} {size / total:.1%}" for dtype, size in by_dtype.most_common())
+    print(f"\n{len(held)} tensors, {total:,} bytes ({total / 2**30:.2f} GiB): {shares}")
+    config = ModelConfig.from_hf(folder)
+    print(f"layout: {choose_layout(config, held).name}")
+    print(f"parameters: {account.parameters(config):,}", end="; ")
+    print(f"active per token: {account.parameters(config, active=True):,}")
+
+
+def _grouped(held: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Fold what repeats over layers or experts into one row, with `*` for the number."""
+    counts: Counter[str] = Counter()
+    first: dict[str, TensorInfo] = {}
+    for name, info in held.items():
+        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        counts[pattern] += 1
+        first.setdefault(pattern, info)
+    return {f"{pattern}  x{counts[pattern]}": info for pattern, info in first.items()}
+
+
+def _verify(args: argparse.Namespace) -> None:
+    folder = hub.find(args.source, want="weights")
+    config = ModelConfig.from_hf(folder)
+    held = read_folder(folder)
+    layout = choose_layout(config, held)
+    check_tensors(folder, layout, held)
+    print(f"names, shapes, dtypes: {len(held)} tensors as {layout.name} wants them")
+    model = load(folder, device=args.device, dtype=_dtype(args.dtype), progress=False)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".scales"):
+            sound = not bool((tensor == 255).any())
+        else:
+            sound = tensor.dtype == torch.uint8 or bool(torch.isfinite(tensor).all())
+        if not sound:
+            raise CheckpointError(f"{name} holds values that are not finite. Download it again.")
+    print("values: all finite, no scale byte is 255")
+    tokens = torch.arange(min(8, config.vocab_size), device=model.device)[None]
+    with torch.no_grad():
+        logits = model(tokens).float()
+    if not torch.isfinite(logits).all():
+        raise CheckpointError("One forward pass gave logits that are not finite.")
+    print(f"forward pass: {list(logits.shape)} logits, standard deviation {logits.std():.2f}")
+    print(f"{folder.name} is sound.")
+
+
+def _fit(args: argparse.Namespace) -> None:
+    config = PRESETS.get(args.model) or ModelConfig.from_hf(hub.find(args.model, want="config"))
+    fit = account.fit(
+        config,
+        parse_bytes(args.memory),
+        context_tokens=args.context,
+        batch=args.batch,
+        dense=args.dense,
+        experts=args.experts,
+    )
+    print(json.dumps(fit.to_dict(), indent=2) if args.json else f"{args.model}: {fit}")
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as 16GB (10 ** 9), 15.5GiB (2 ** 30) or a plain number of bytes.
+
+    Raises:
+        ConfigError: anything else.
+
+    Example:
+        >>> parse_bytes("16GB"), parse_bytes("1 GiB")
+        (16000000000, 1073741824)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in UNITS:
+        raise ConfigError(f"{text!r} is not a size. Write it like 16GB, 24GiB or 80GB.")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _download(args: argparse.Namespace) -> None:
+    print(hub.find(args.source, want="weights"))
+
+
+def _trace(args: argparse.Namespace) -> None:
+    model, tokenizer = _load(args)
+    prompt = tokenizer.render([{"role": "user", "content": args.prompt}], effort=args.effort)
+    reply = list(_tokens(model, tokenizer, prompt, args))
+    path = recording.record(model, tokenizer, prompt + reply).save(args.out)
+    print(
+        f"{path}: {len(prompt)} prompt and {len(reply)} new tokens, {path.stat().st_size:,} bytes"
+    )
+
+
+def _bench(args: argparse.Namespace) -> None:
+    model, _ = _load(args, tokenizer=False)
+    result = bench.measure(model, prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens)
+    if args.json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    print(f"{result.model}, {result.dtype}, on {result.device} ({result.versions})")
+    print(f"prefill  {result.prefill_tokens_per_s:>10,.1f} tokens/s ({args.prompt_tokens} tokens)")
+    print(f"decode   {result.decode_tokens_per_s:>10,.1f} tokens/s ({args.new_tokens} tokens)")
+    limit = result.bandwidth_bytes_per_s / result.bytes_per_token
+    print(
+        f"limit    {limit:>10,.1f} tokens/s: {result.bandwidth_bytes_per_s / 1e9:.1f} GB/s over "
+        f"{result.bytes_per_token / 1e6:,.1f} MB a token; reached {result.share_of_limit:.1%}"
+    )
+    print(f"memory   {result.peak_memory_bytes / 2**30:>10.2f} GiB at most")
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace, tokenizer: bool = True) -> tuple[Transformer, Tokenizer]:
+    words = load_tokenizer(args.model) if tokenizer else None
+    config = ModelConfig.from_hf(hub.find(args.model, want="config"))
+    if account.parameters(config) < SMALL:
+        torch.set_num_threads(1)
+    model = load(
+        args.model,
+        device=args.device,
+        dtype=_dtype(args.dtype),
+        experts=args.experts,
+        progress=sys.stderr.isatty(),
+    )
+    return model, words  # pyright: ignore[reportReturnType]
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return getattr(torch, name) if name else None
+
+
+def _tokens(model: Transformer, tokenizer: Tokenizer, prompt: list[int], args: argparse.Namespace):
+    generator = torch.Generator().manual_seed(args.seed) if args.seed is not None else None
+    return generate(
+        model,
+        prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        stop=tokenizer.stop_ids,
+        generator=generator,
+    )
+
+
+def _stream(
+    model: Transformer, tokenizer: Tokenizer, prompt: list[int], args: argparse.Namespace
+) -> list[int]:
+    """Print the text as it comes; a character cut across tokens waits until it is whole."""
+    ids: list[int] = []
+    shown = ""
+    for token in _tokens(model, tokenizer, prompt, args):
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print(tokenizer.decode(ids)[len(shown) :])
+    return ids
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptoss-lite",
+        description="Load, look into and run gpt-oss, GPT-2 and Qwen3-MoE checkpoints.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, about: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            epilog=f"example:\n  gptoss-lite {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    add = command("generate", _generate, "continue a text", 'generate "Once upon a time"')
+    add.add_argument("prompt")
+    _model_options(add)
+    _sampling_options(add)
+
+    add = command("chat", _chat, "ask questions", 'chat "What is 27 + 46?" --effort medium')
+    add.add_argument("question", nargs="?", help="one question; without it, a conversation")
+    add.add_argument("--instructions", help="a developer message before the question")
+    _model_options(add)
+    _sampling_options(add)
+
+    add = command("inspect", _inspect, "list the tensors of a checkpoint", "inspect gpt-oss-nano")
+    add.add_argument("source", nargs="?", default=DEFAULT_MODEL, help="preset, hub id or folder")
+    add.add_argument("--all", action="store_true", help="one line for every layer and expert")
+
+    add = command(
+        "verify", _verify, "check names, shapes, values and one forward pass", "verify ./my-model"
+    )
+    add.add_argument("source", nargs="?", default=DEFAULT_MODEL, help="preset, hub id or folder")
+    add.add_argument("--device", help="cpu, cuda, cuda:1 ...")
+    add.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+
+    add = command(
+        "fit", _fit, "say whether a model fits a memory", "fit --model gpt-oss-20b --memory 16GB"
+    )
+    add.add_argument("--model", default="gpt-oss-20b", help="preset, hub id or folder")
+    add.add_argument("--memory", required=True, help="such as 16GB (10^9) or 24GiB (2^30)")
+    add.add_argument("--context", type=int, default=4_096, help="tokens to hold (4096)")
+    add.add_argument("--batch", type=int, default=1, help="sequences (1)")
+    add.add_argument("--dense", choices=("bfloat16", "float16", "float32"))
+    add.add_argument("--experts", choices=("mxfp4", "bfloat16", "float16", "float32"))
+    add.add_argument("--json", action="store_true")
+
+    add = command("download", _download, "fetch only the files needed", "download gpt-oss-20b")
+    add.add_argument("source", help="preset or hub id")
+
+    add = command(
+        "trace", _trace, "record sinks and routing of one answer", 'trace "What is 2 + 3?"'
+    )
+    add.add_argument("prompt")
+    add.add_argument("--out", type=Path, default=Path("trace.safetensors"))
+    _model_options(add)
+    _sampling_options(add)
+
+    add = command("bench", _bench, "measure tokens per second and memory", "bench --json")
+    add.add_argument("--prompt-tokens", type=int, default=128)
+    add.add_argument("--new-tokens", type=int, default=32)
+    add.add_argument("--json", action="store_true")
+    _model_options(add)
+    return parser
+
+
+def _model_options(add: argparse.ArgumentParser) -> None:
+    group = add.add_argument_group("model")
+    group.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"preset, hub id or folder ({DEFAULT_MODEL})"
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU if there is one)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(the file's)")
+    group.add_argument("--experts", choices=("packed", "dense"), default="packed")
+
+
+def _sampling_options(add: argparse.ArgumentParser) -> None:
+    group = add.add_argument_group("sampling")
+    group.add_argument("--effort", choices=("low", "medium", "high"), default="medium")
+    group.add_argument("--max-new-tokens", type=int, default=256)
+    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (0)")
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--seed", type=int, help="repeat a sampled text")
