@@ -13,7 +13,7 @@ import jaxtyping
 import torch
 from torch import Tensor
 
-from gptoss_lite import ModelConfig, MoEConfig, Transformer, YarnConfig, trace
+from gptoss_lite import ModelConfig, MoEConfig, Transformer, YarnConfig, mxfp4, trace
 
 TOLERANCE = 1e-5  # of parity, on logits of order 1
 VISIBLE = 100 * TOLERANCE  # what a mistake must move them by
@@ -114,7 +114,7 @@ def _scale(name: str, parameter: Tensor) -> float:
     if name == "embed.weight":
         return 0.03  # small, so that the norm's eps counts
     if name == "positions.weight":
-        return 0.1
+        return 0.02
     # up: so large that the clamp bites; router: so that its choice is clear
     gains = {"up.weight": 1.6, "down.weight": 0.6, "router.weight": 2.0}
     gain = next((g for end, g in gains.items() if name.endswith(end)), 1.0)
@@ -124,11 +124,11 @@ def _scale(name: str, parameter: Tensor) -> float:
 def hostile(config: ModelConfig, seed: int = 0) -> Transformer:
     """Build a model with random weights whose logits have standard deviation 1."""
     model = randomise(Transformer(config), seed)
-    if config.tied:  # the table is the output head too, so the final norm sets the scale
-        model.embed.weight.data *= 1 / 0.03 / math.sqrt(config.d_model)
     with torch.no_grad():
         spread = model(tokens(config, 1, 40, seed=99)).std()
-        (model.norm if config.tied else model.unembed).weight.data /= spread
+        # A tied table stays small, for the norm's eps to count, and the final norm makes up.
+        for parameter in model.norm.parameters() if config.tied else [model.unembed.weight]:
+            parameter.data /= spread
     return model
 
 
@@ -158,3 +158,14 @@ def without_type_checks() -> Iterator[None]:
         yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def packed(model: Transformer) -> Transformer:
+    """Replace a model's expert matrices by MXFP4 ones, made from its weights."""
+    for block in model.blocks:
+        for name in ("up", "down"):
+            dense = getattr(block.ffn, name)
+            blocks, scales = mxfp4.quantize(dense.weight.detach())
+            bias = None if dense.bias is None else dense.bias.detach()
+            setattr(block.ffn, name, mxfp4.PackedExpertLinear(blocks, scales, bias))
+    return model
