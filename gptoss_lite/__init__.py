@@ -1,6 +1,13 @@
-"""From GPT-2 to gpt-oss, one switch at a time: the package behind the book."""
+"""From GPT-2 to gpt-oss, one switch at a time: the package behind the book.
 
-from gptoss_lite import account, kernels, mxfp4
+The figures (`gl.viz`) and the page widgets (`gl.widgets`) are imported on first use.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from gptoss_lite import account, mxfp4
+from gptoss_lite import kernels as kernels  # registers the fast versions
 from gptoss_lite.account import fit
 from gptoss_lite.cache import KVCache
 from gptoss_lite.checkpoint import load, save_checkpoint
@@ -10,6 +17,7 @@ from gptoss_lite.generate import chat, generate
 from gptoss_lite.ladder import LADDER, show_step
 from gptoss_lite.model import Transformer
 from gptoss_lite.presets import PRESETS
+from gptoss_lite.recording import record
 from gptoss_lite.tokenizer import load_tokenizer
 from gptoss_lite.trace import trace
 
@@ -28,12 +36,18 @@ __all__ = [
     "chat",
     "fit",
     "generate",
-    "kernels",
     "load",
     "load_tokenizer",
     "mxfp4",
+    "record",
     "save_checkpoint",
     "show_step",
     "trace",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("viz", "widgets"):  # matplotlib and anywidget take longer to import than the rest
+        return import_module(f"gptoss_lite.{name}")
+    raise AttributeError(f"module 'gptoss_lite' has no attribute {name!r}")
