@@ -28,7 +28,7 @@ export IPYTHONDIR = $(CURDIR)/.venv/ipython
 export MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-unit test-notebooks notebooks book lab wheel lock clean distclean
+.PHONY: help setup lint lint-format lint-style lint-types lint-layers lint-spelling lint-notebooks test test-unit test-notebooks notebooks book lab wheel lock clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,12 +43,25 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -c 'import matplotlib.pyplot'  # builds the font cache here, not in a notebook
 	@touch $(STAMP)
 
-lint: $(STAMP) ## format, style, types, import layers, spelling, notebook rules
+# `make -k lint` goes on after the first kind of finding.
+lint: lint-format lint-style lint-types lint-layers lint-spelling lint-notebooks ## format, style, types, import layers, spelling, notebook rules
+
+lint-format: $(STAMP)
 	$(PY) -m ruff format --check .
+
+lint-style: $(STAMP)
 	$(PY) -m ruff check .
+
+lint-types: $(STAMP)
 	$(PY) -m basedpyright
+
+lint-layers: $(STAMP)
 	.venv/bin/lint-imports
+
+lint-spelling: $(STAMP)
 	$(PY) -m codespell_lib
+
+lint-notebooks: $(STAMP)
 	$(PY) book/tools/notebooks.py check
 
 test: test-unit test-notebooks ## every test: unit, parity, doctests, notebooks
