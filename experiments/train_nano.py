@@ -69,16 +69,16 @@ class Recipe:
 
 
 SMOKE = Recipe(
-    steps=30,
-    easy_steps=30,
-    documents_per_step=16,
+    steps=24,
+    easy_steps=24,
+    documents_per_step=12,
     warmup=5,
     peak_lr=4e-3,
     prose=False,
-    log_every=5,
-    held_out_every=30,
+    log_every=4,
+    held_out_every=24,
     held_out_documents=1,
-    save_every=15,
+    save_every=12,
 )
 
 
@@ -494,7 +494,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--out", type=Path, required=True, help="folder for log, state and export")
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, 30 steps")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, 24 steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=Recipe.peak_lr, help="peak learning rate")
     parser.add_argument("--no-prose", action="store_true", help="leave out the Shakespeare domain")
