@@ -98,7 +98,7 @@ wheel: $(STAMP) ## build the wheel into dist/ and check what is inside
 	$(PY) -m pip wheel -qq --disable-pip-version-check . --no-deps --wheel-dir dist
 	$(PY) book/tools/check_wheel.py dist
 
-lock: ## rewrite constraints.txt from a clean environment
+lock: ## rewrite constraints.txt (give it the oldest Python: PYTHON=python3.11)
 	rm -rf _build/lock && "$(PYTHON)" -m venv _build/lock
 	_build/lock/bin/python -m pip install -qq 'torch==$(TORCH)' '.[dev,book]'
 	_build/lock/bin/python -m pip freeze --exclude gptoss_lite | sed -E 's/\+(cpu|cu[0-9]+)$$//' | \
