@@ -18,7 +18,7 @@ from gptoss_lite import account
 from gptoss_lite.cache import KVCache
 from gptoss_lite.model import Transformer
 
-PROBE_BYTES = 2**29  # read to measure bandwidth; far larger than any cache
+PROBE_BYTES = 2**28  # read to measure bandwidth; far larger than any cache
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -48,29 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    model, tokenizer = _load(args)
+    model, tokenizer = _load_both(args)
     _stream(model, tokenizer, tokenizer.encode(args.prompt), args)
 
 
 def _chat(args: argparse.Namespace) -> None:
-    model, tokenizer = _load(args)
-    question = args.question
+    model, tokenizer = _load_both(args)
     messages = [{"role": "developer", "content": args.instructions}] if args.instructions else []
-    while question is not None:
+    for question in [args.question] if args.question else _questions():
         messages.append({"role": "user", "content": question})
-        prompt = tokenizer.render(messages, effort=args.effort)
-        reply = _stream(model, tokenizer, prompt, args)
+        reply = _stream(model, tokenizer, tokenizer.render(messages, effort=args.effort), args)
         messages += tokenizer.parse(reply)
-        question = None if args.question else _ask()
-    if not args.question and not messages:
-        print("No question was asked.", file=sys.stderr)
 
 
-def _ask() -> str | None:
-    try:
-        return input("> ").strip() or None
-    except EOFError:
-        return None
+def _questions() -> Iterator[str]:
+    """Read questions until an empty line or the end of the input."""
+    with suppress(EOFError):
+        while question := input("> ").strip():
+            yield question
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -161,7 +157,7 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _trace(args: argparse.Namespace) -> None:
-    model, tokenizer = _load(args)
+    model, tokenizer = _load_both(args)
     prompt = tokenizer.render([{"role": "user", "content": args.prompt}], effort=args.effort)
     reply = list(_tokens(model, tokenizer, prompt, args))
     path = recording.record(model, tokenizer, prompt + reply).save(args.out)
@@ -171,8 +167,9 @@ def _trace(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    model, _ = _load(args, tokenizer=False)
-    result = bench.measure(model, prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens)
+    result = bench.measure(
+        _load(args), prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens
+    )
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
         return
@@ -190,26 +187,31 @@ def _bench(args: argparse.Namespace) -> None:
 # --- shared --------------------------------------------------------------------------------------
 
 
-def _load(args: argparse.Namespace, tokenizer: bool = True) -> tuple[Transformer, Tokenizer]:
-    words = load_tokenizer(args.model) if tokenizer else None
+def _load_both(args: argparse.Namespace) -> tuple[Transformer, Tokenizer]:
+    tokenizer = load_tokenizer(args.model)  # first: it is small, and its absence soon told
+    return _load(args), tokenizer
+
+
+def _load(args: argparse.Namespace) -> Transformer:
     config = ModelConfig.from_hf(hub.find(args.model, want="config"))
     if account.parameters(config) < SMALL:
         torch.set_num_threads(1)
-    model = load(
+    return load(
         args.model,
         device=args.device,
         dtype=_dtype(args.dtype),
         experts=args.experts,
         progress=sys.stderr.isatty(),
     )
-    return model, words  # pyright: ignore[reportReturnType]
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
     return getattr(torch, name) if name else None
 
 
-def _tokens(model: Transformer, tokenizer: Tokenizer, prompt: list[int], args: argparse.Namespace):
+def _tokens(
+    model: Transformer, tokenizer: Tokenizer, prompt: list[int], args: argparse.Namespace
+) -> Iterator[int]:
     generator = torch.Generator().manual_seed(args.seed) if args.seed is not None else None
     return generate(
         model,

@@ -1,6 +1,7 @@
 """The whole Transformer: embed, L blocks of attention and feed-forward, norm, output head."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -67,7 +68,8 @@ class Transformer(nn.Module):
         self.positions = POSITIONS[config.positions](config)
         self.rotation = Rotation(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.blocks: Sequence[Block] = blocks  # pyright: ignore[reportAttributeAccessIssue]
         self.norm = NORMS[config.norm](config.d_model, config.norm_eps)
         self.unembed = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:

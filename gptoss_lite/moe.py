@@ -1,6 +1,7 @@
 """Mixture of experts: a router picks a few feed-forward networks for each token."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,17 @@ def route(
     return weights, ids
 
 
+@runtime_checkable
+class Experts(Protocol):
+    """What an expert layer offers, whether its matrices are dense or packed."""
+
+    bias: nn.Parameter | None
+
+    def matrices(self, dtype: torch.dtype) -> Sequence[Tensor]:
+        """Return the [out, in] matrix of each expert."""
+        ...
+
+
 class ExpertLinear(nn.Module):
     """The same linear layer for E experts: one [out, in] matrix each, rows [gate | up]."""
 
@@ -61,8 +73,8 @@ def apply_experts(
     x: Float[Tensor, "N D"],
     weights: Float[Tensor, "N A"],
     ids: Int[Tensor, "N A"],
-    up: nn.Module,
-    down: nn.Module,
+    up: Experts,
+    down: Experts,
     act: Activation,
 ) -> Float[Tensor, "N D"]:
     """Send each token through its A experts and add up their answers, weighted.
@@ -81,7 +93,7 @@ def apply_experts(
     return total.to(x.dtype)
 
 
-def _biases(linear: nn.Module, n_experts: int) -> Sequence[Tensor | None]:
+def _biases(linear: Experts, n_experts: int) -> Sequence[Tensor | None]:
     return [None] * n_experts if linear.bias is None else linear.bias.unbind(0)
 
 
@@ -95,8 +107,9 @@ class MixtureOfExperts(nn.Module):
         self.n_active = config.moe.n_active
         self.activation, n_in = activation(config)
         self.router = nn.Linear(config.d_model, n_experts, bias=config.moe.router_bias)
-        self.up = ExpertLinear(n_experts, config.d_model, n_in * config.d_ff, bias)
-        self.down = ExpertLinear(n_experts, config.d_ff, config.d_model, bias)
+        # Loading may put packed layers here.
+        self.up: Experts = ExpertLinear(n_experts, config.d_model, n_in * config.d_ff, bias)
+        self.down: Experts = ExpertLinear(n_experts, config.d_ff, config.d_model, bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Return the experts' contribution to the residual stream."""

@@ -63,7 +63,8 @@ def record(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int]) -> Reco
         trace(model, "sink_mass", "router_logits", "expert_ids", "expert_weights") as t,
     ):
         model.hidden(tokens)
-    sink = torch.stack([block.attn.sinks.detach().float().cpu() for block in model.blocks])
+    learned = [block.attn.sinks for block in model.blocks if block.attn.sinks is not None]
+    sink = torch.stack([sinks.detach().float().cpu() for sinks in learned])
     sink_mass = torch.cat(t.per_layer("sink_mass"))  # [L H T]
     arrays = {
         "sink": sink,

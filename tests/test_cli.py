@@ -1,0 +1,183 @@
+"""The command line: each command on small checkpoints, and one sentence for each mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from gptoss_lite import cli, hub, save_checkpoint
+from gptoss_lite.config import MoEConfig
+from gptoss_lite.errors import ConfigError
+from gptoss_lite.presets import GPT_OSS_NANO
+from tests.hostile import hostile
+
+SMALL = ["--max-new-tokens", "5"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A random model with the bundled tokenizer beside it."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    config = GPT_OSS_NANO.but(n_layers=2, d_model=32, d_ff=32, moe=MoEConfig(5, 3, True))
+    save_checkpoint(hostile(config), path)
+    tokenizer = hub.find("gpt-oss-nano", want="tokenizer") / "tokenizer.json"
+    (path / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    return path
+
+
+def run(capsys, *words: object) -> tuple[int, str, str]:
+    status = cli.main([str(word) for word in words])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_generate_prints_a_continuation(capsys, folder):
+    status, text, _ = run(capsys, "generate", "Hello", "--model", folder, *SMALL)
+    assert status == 0
+    assert text.strip()
+    assert run(capsys, "generate", "Hello", "--model", folder, *SMALL)[1] == text
+
+
+def test_a_seed_repeats_a_sampled_text(capsys, folder):
+    words = ("generate", "Hello", "--model", folder, *SMALL, "--temperature", "2", "--seed")
+    assert run(capsys, *words, 1)[1] == run(capsys, *words, 1)[1]
+    assert run(capsys, *words, 1)[1] != run(capsys, *words, 2)[1]
+
+
+def test_chat_answers_on_the_bundled_model(capsys):
+    status, text, _ = run(capsys, "chat", "What is 12 + 35?", "--effort", "low")
+    assert status == 0
+    assert text.startswith("<|channel|>final<|message|>")
+
+
+def test_chat_without_a_question_holds_a_conversation(capsys, monkeypatch, folder):
+    asked = iter(["first", "second", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    status, text, _ = run(capsys, "chat", "--model", folder, *SMALL)
+    assert status == 0
+    assert len(text.strip().splitlines()) >= 2
+
+
+def test_inspect_lists_tensors_and_totals(capsys, folder):
+    _, text, _ = run(capsys, "inspect", folder)
+    assert "model.layers.*.mlp.experts.gate_up_proj_blocks  x2" in text
+    assert "U8    [5, 64, 1, 16]" in text
+    assert "layout: Hugging Face, MXFP4 experts" in text
+    _, everything, _ = run(capsys, "inspect", folder, "--all")
+    assert "model.layers.1.mlp.experts.gate_up_proj_blocks" in everything
+
+
+def test_verify_accepts_a_sound_checkpoint(capsys, folder):
+    status, text, _ = run(capsys, "verify", folder)
+    assert status == 0
+    assert text.endswith("tiny is sound.\n")
+
+
+@pytest.mark.parametrize("kind", ["float", "scale"])
+def test_verify_refuses_values_that_are_not_finite(capsys, folder, tmp_path, kind):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in folder.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    path = damaged / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    layer = "model.layers.1"
+    names = {"float": f"{layer}.self_attn.sinks", "scale": f"{layer}.mlp.experts.down_proj_scales"}
+    start = 8 + length + header[names[kind]]["data_offsets"][0]
+    content[start : start + 2] = b"\xc0\x7f" if kind == "float" else b"\xff\x80"  # NaN
+    path.write_bytes(content)
+    status, _, problem = run(capsys, "verify", damaged)
+    assert status == 2
+    assert problem.endswith("holds values that are not finite. Download it again.\n")
+
+
+def test_fit_says_yes_and_no(capsys):
+    _, text, _ = run(capsys, "fit", "--model", "gpt-oss-120b", "--memory", "80GB")
+    assert text.startswith("gpt-oss-120b: It fits: 60.77 GiB weights + ")
+    _, text, _ = run(capsys, "fit", "--memory", "12GB")
+    assert "It does not fit" in text
+    _, text, _ = run(capsys, "fit", "--memory", "16GB", "--json")
+    assert json.loads(text)["longest_context_tokens"] == 47_275
+
+
+def test_fit_reads_a_folder(capsys, folder):
+    assert "It fits" in run(capsys, "fit", "--model", folder, "--memory", "2GiB")[1]
+
+
+def test_trace_writes_a_file_that_says_what_it_holds(capsys, folder, tmp_path):
+    out = tmp_path / "run.safetensors"
+    status, text, _ = run(capsys, "trace", "Hi", "--model", folder, "--out", out, *SMALL)
+    assert status == 0
+    assert str(out) in text
+    with safe_open(out, framework="np") as file:
+        about = json.loads(file.metadata()["about"])
+        assert file.get_tensor("lse").shape == (2, 8, len(about["tokens"]))
+    assert about["model"] == "tiny"
+
+
+def test_bench_measures(capsys, folder):
+    words = ("bench", "--model", folder, "--prompt-tokens", 4, "--new-tokens", 3)
+    assert "limit" in run(capsys, *words)[1]
+    result = json.loads(run(capsys, *words, "--json")[1])
+    assert 0 < result["share_of_limit"] < 1
+    assert result["decode_tokens_per_s"] > 0
+
+
+def test_download_prints_the_folder(capsys, monkeypatch, folder):
+    monkeypatch.setattr(hub, "find", lambda source, want: folder)
+    assert run(capsys, "download", "gpt-oss-20b")[1] == f"{folder}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["fit", "--memory", "lots"], "'lots' is not a size. Write it like 16GB, 24GiB or 80GB."),
+        (["fit", "--memory", "0GB"], "memory_bytes=0 must be positive: 16e9 is 16 GB."),
+        (["inspect", "./nowhere"], "There is no folder"),
+        (["chat", "hi", "--model", "gpt-oss-nan"], 'did you mean "gpt-oss-nano"?'),
+        (["generate", "hi", "--top-k", "0"], "top_k=0 must be at least 1"),
+        (["generate", ""], "The prompt has 0 tokens"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_status_2(capsys, words, sentence):
+    status, out, problem = run(capsys, *words)
+    assert (status, out) == (2, "")
+    assert problem.startswith("gptoss-lite: ")
+    assert sentence in problem
+    assert "Traceback" not in problem
+
+
+@pytest.mark.parametrize(
+    "command", ["generate", "chat", "inspect", "verify", "fit", "download", "trace", "bench"]
+)
+def test_help_shows_an_example(capsys, command):
+    with pytest.raises(SystemExit) as done:
+        cli.main([command, "--help"])
+    assert done.value.code == 0
+    assert f"example:\n  gptoss-lite {command}" in capsys.readouterr().out
+
+
+def test_interrupt_ends_quietly(capsys, monkeypatch, folder):
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", interrupted)
+    status, _, problem = run(capsys, "generate", "hi", "--model", folder)
+    assert status == 130
+    assert problem == "\ngptoss-lite: stopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("16GB", 16 * 10**9), ("1.5 GiB", 1_610_612_736), ("512mb", 512 * 10**6), ("42", 42)],
+)
+def test_sizes_are_read(text, size):
+    assert cli.parse_bytes(text) == size
+
+
+def test_a_unit_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError):
+        cli.parse_bytes("3 parsecs")
