@@ -1,0 +1,73 @@
+"""The recorded experiments that the book shows: read from the package, never run by it."""
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from gptoss_lite.errors import GptOssLiteError
+
+_FOLDER = files("gptoss_lite").joinpath("data", "experiments")
+
+
+def recorded_names() -> list[str]:
+    """Return the names that `recorded` knows, in alphabetical order."""
+    if not _FOLDER.is_dir():
+        return []
+    names = (entry.name for entry in _FOLDER.iterdir())
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """Read a recorded experiment.
+
+    Args:
+        name: such as "E1"; see `recorded_names()`.
+
+    Returns:
+        `question`, `device`, `date`, `versions`, `seeds`, `base` (the config), `recipe`,
+        `finding`, and `arms`: each with `name`, `label`, `changes`, `settings`, `parameters`,
+        `runs` (`seed`, `loss`, `best`, `own_loss`, `curve`, and for some `lengths`), and, where it
+        is compared with another arm (`against`), the paired `differences`, their common `sign`,
+        and whether it `agrees` with what was expected before the run.
+
+    Raises:
+        GptOssLiteError: no such record.
+    """
+    if name not in recorded_names():
+        raise GptOssLiteError(
+            f"No experiment {name!r} is recorded. Recorded: {', '.join(recorded_names())}."
+        )
+    return json.loads(_FOLDER.joinpath(f"{name}.json").read_text(encoding="utf-8"))
+
+
+def arm(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return one arm of a record by its name.
+
+    Raises:
+        GptOssLiteError: no such arm, with the names there are.
+    """
+    for found in record["arms"]:
+        if found["name"] == name:
+            return found
+    names = [found["name"] for found in record["arms"]]
+    raise GptOssLiteError(f"{record['id']} has no arm {name!r}. Arms: {names}.")
+
+
+def print_table(record: Mapping[str, Any], metric: str = "loss") -> None:
+    """Print the arms of a record: parameters, one column a seed, and the paired differences.
+
+    Args:
+        record: what `recorded` returned.
+        metric: "loss" (at the end), "best" (of the checkpoints) or "own_loss" (on the text it
+            learned from). The differences are always those of "loss".
+    """
+    width = max(len(found["label"]) for found in record["arms"])
+    seeds = record["seeds"]
+    head = "".join(f"{f'seed {seed}':>8}" for seed in seeds)
+    print(f"{'':<{width}} {'params':>9}{head}   against the arm it is paired with")
+    for found in record["arms"]:
+        by_seed = {run["seed"]: run[metric] for run in found["runs"]}
+        losses = "".join(f"{by_seed[s]:8.3f}" if s in by_seed else f"{'-':>8}" for s in seeds)
+        paired = " ".join(f"{value:+.3f}" for value in found.get("differences", []))
+        print(f"{found['label']:<{width}} {found['parameters']:>9,}{losses}   {paired}".rstrip())
