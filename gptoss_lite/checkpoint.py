@@ -1,24 +1,26 @@
 """Load published weights tensor by tensor, and save folders that other libraries load."""
 
+import errno
 import json
+import math
+import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from gptoss_lite import hub
 from gptoss_lite.config import ModelConfig
-from gptoss_lite.errors import CheckpointError
-from gptoss_lite.headers import INDEX_NAME, TensorInfo, read_folder
+from gptoss_lite.errors import BackendError, CheckpointError
+from gptoss_lite.headers import INDEX_NAME, ITEM_BYTES, Shape, TensorInfo, read_folder, write_file
 from gptoss_lite.model import Transformer
 from gptoss_lite.moe import ExpertLinear
 from gptoss_lite.mxfp4 import PackedExpertLinear, dequantize, quantize
@@ -30,7 +32,11 @@ TORCH_DTYPES = {
     "F32": torch.float32,
     "U8": torch.uint8,
 }
+FILE_DTYPES = {"bfloat16": "BF16", "float32": "F32"}  # of ModelConfig.dtype
+COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LISTED = 5  # how many wrong tensors of a kind one error names
+CONFIG_NAME = "config.json"
+WORK_PREFIX = ".saving-"  # of the hidden folder that a checkpoint is written to
 LOAD_SPARE_BYTES = 2**30  # beside the weights: buffers of the load itself and of a first answer
 
 
@@ -67,25 +73,43 @@ def load(
         CheckpointError: weights that are missing, damaged, named or shaped otherwise, or too
             large for the memory there is. Nothing is half-loaded.
         ConfigError: no config.json, or an unknown architecture.
+        BackendError: a device that this machine or this torch does not have.
     """
     if experts not in ("packed", "dense"):
         raise CheckpointError(f"experts={experts!r} is unknown. Use 'packed' or 'dense'.")
+    target = _device(device)
     folder = hub.find(source, want="weights", progress=progress)
     config = ModelConfig.from_hf(folder)
     held = read_folder(folder)
     layout = choose_layout(config, held)
     check_tensors(folder, layout, held)
-    target = torch.device(device) if device is not None else _default_device()
+    # What the files hold counts, whatever config.json says of quantization.
+    is_packed = any(part.dtypes == BYTES for part in layout.parts)
+    config = config.but(expert_dtype="mxfp4" if is_packed else config.dtype)
     wanted = dtype or _default_dtype(config, target)
-    needs = memory_needs(config, layout, held, target, wanted, experts)
+    if wanted not in COMPUTE_DTYPES:
+        allowed = ", ".join(map(str, COMPUTE_DTYPES))
+        raise CheckpointError(f"A model cannot compute in {wanted}. Use one of {allowed}.")
+    needs = memory_needs(layout, held, target, wanted, experts)
     _refuse_if_too_large(folder, target, needs)
     if progress:
-        tqdm.write(f"{folder.name}: {sum(needs) / 1e9:.2f} GB on {target}, {layout.name}.")
+        summary = f"{folder.name}: {sum(needs) / 1e9:.2f} GB on {target}, {layout.name}."
+        tqdm.write(summary, file=sys.stderr)
     return _assemble(folder, config, layout, held, target, wanted, experts, progress)
 
 
-def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(1, device=target)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0].rstrip(".")
+        raise BackendError(f"device={str(device)!r} cannot be used here: {reason}.") from None
+    if target.type == "meta":
+        raise BackendError("device='meta' holds no weights. Use 'cpu' or 'cuda'.")
+    return target
 
 
 def _default_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -104,7 +128,7 @@ def check_tensors(folder: Path, layout: Layout, held: dict[str, TensorInfo]) -> 
             shaped and wrongly typed tensor.
     """
     expected = layout.expected()
-    known = {name for name in held if not name.endswith(layout.ignored or ("\0",))}
+    known = {name for name in held if not name.endswith(layout.ignored)}
     both = [name for name in expected if name in held]
     shapes = [
         f"{name} is {list(held[name].shape)}, not {list(expected[name][0])}"
@@ -134,8 +158,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (" ..." if len(names) > LISTED else "")
 
 
+def is_mapped(part: Part, stored: TensorInfo, device: torch.device, dtype: torch.dtype) -> bool:
+    """Say whether the model can use the file's bytes where they lie, without a copy."""
+    as_stored = TORCH_DTYPES[stored.dtype] in (dtype, torch.uint8)
+    return device.type == "cpu" and as_stored and not part.copies
+
+
 def memory_needs(
-    config: ModelConfig,
     layout: Layout,
     held: dict[str, TensorInfo],
     device: torch.device,
@@ -145,24 +174,18 @@ def memory_needs(
     """Predict the bytes of a loaded model: (allocated, mapped from the files)."""
     allocated = mapped = 0
     for part in layout.parts:
-        stored = held[part.files[0]]
-        is_bytes = stored.dtype == "U8"
-        count = sum(held[name].n_bytes for name in part.files)
+        count = len(part.files) * math.prod(part.shape)
         if part.span:
-            count = count * part.span[2] // stored.shape[part.span[0]]
-        if is_bytes and experts == "dense":
-            decoded = 2 * count * dtype.itemsize  # two weights a byte of codes, none of scales
-            allocated += decoded if part.ours.endswith("blocks") else 0
-        elif (
-            device.type == "cpu"
-            and not part.copies
-            and (is_bytes or TORCH_DTYPES[stored.dtype] == dtype)
-        ):
+            count = count * part.span[2] // part.shape[part.span[0]]
+        if part.dtypes != BYTES:
+            count *= dtype.itemsize
+        elif experts == "dense":  # two weights a byte of codes, none of scales
+            allocated += 2 * count * dtype.itemsize if part.ours.endswith(".blocks") else 0
+            continue
+        if is_mapped(part, held[part.files[0]], device, dtype):
             mapped += count
-        elif is_bytes:
-            allocated += count
         else:
-            allocated += count * dtype.itemsize // TORCH_DTYPES[stored.dtype].itemsize
+            allocated += count
     return allocated, mapped
 
 
@@ -172,10 +195,10 @@ def _refuse_if_too_large(folder: Path, device: torch.device, needs: tuple[int, i
     needed = allocated + LOAD_SPARE_BYTES
     if needed > free or mapped + needed > total:
         raise CheckpointError(
-            f"{folder.name} needs {(allocated + mapped) / 1e9:.1f} GB on {device} and 1 GiB to work "
-            f"in, but {free / 1e9:.1f} GB of {total / 1e9:.1f} GB are free. Close other programs, "
-            "keep experts='packed', choose a 16-bit dtype, or use a smaller model such as "
-            "'gpt-oss-nano'."
+            f"{folder.name} needs {(allocated + mapped) / 1e9:.1f} GB on {device} and 1 GiB to "
+            f"work in, but {free / 1e9:.1f} GB of {total / 1e9:.1f} GB are free. Close other "
+            "programs, keep experts='packed', choose a 16-bit dtype, or use a smaller model such "
+            "as 'gpt-oss-nano'."
         )
 
 
@@ -213,22 +236,24 @@ def _assemble(
     with torch.device("meta"):
         model = Transformer(config)
     decode = experts == "dense"
-    if not decode and any(part.dtypes == BYTES for part in layout.parts):
+    if config.expert_dtype == "mxfp4" and not decode:
         _make_room_for_bytes(model)
-    with ExitStack() as stack:
-        reader = _Reader(stack, held)
-        for part in tqdm(layout.parts, desc="loading", unit="tensor", disable=not progress):
-            if part.dtypes != BYTES:
-                place(model, part.ours, reader.read(part).to(device, dtype))
-            elif not decode:
-                place(model, part.ours, reader.read(part).to(device))
-            elif part.ours.endswith(".blocks"):  # their scales are read along with them
-                ours = part.ours.removesuffix(".blocks")
-                scales = next(p for p in layout.parts if p.ours == f"{ours}.scales")
-                shape = model.get_submodule(ours).weight.shape
-                dense = torch.empty(shape, device=device, dtype=dtype)
-                _decode_into(dense, reader.read(part), reader.read(scales))
-                place(model, f"{ours}.weight", dense)
+    reader = _Reader(held)
+    parts = {part.ours: part for part in layout.parts}
+    for part in tqdm(layout.parts, desc="loading", unit="tensor", disable=not progress):
+        if part.dtypes != BYTES:
+            place(model, part.ours, reader.read(part).to(device, dtype))
+        elif not decode:
+            place(model, part.ours, reader.read(part).to(device))
+        elif part.ours.endswith(".blocks"):  # their scales are read along with them
+            ours = part.ours.removesuffix(".blocks")
+            scales = parts[f"{ours}.scales"]
+            shape = model.get_submodule(ours).weight.shape
+            dense = torch.empty(shape, device=device, dtype=dtype)
+            _decode_into(dense, reader.read(part), reader.read(scales))
+            place(model, f"{ours}.weight", dense)
+        if decode or not is_mapped(part, held[part.files[0]], device, dtype):
+            reader.release(part)
     if config.tied:
         model.unembed.weight = model.embed.weight
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
@@ -238,28 +263,43 @@ def _assemble(
 
 
 class _Reader:
-    """Opens each file once and hands out its tensors, mapped."""
+    """Maps each file once and hands out its tensors, views of the mapping."""
 
-    def __init__(self, stack: ExitStack, held: dict[str, TensorInfo]) -> None:
-        self.stack = stack
+    def __init__(self, held: dict[str, TensorInfo]) -> None:
         self.held = held
-        self.open: dict[Path, Any] = {}
+        self.maps: dict[Path, mmap.mmap] = {}
 
     def read(self, part: Part) -> Tensor:
         """Return the model's tensor of a part."""
-        tensors = [self._get(name) for name in part.files]
+        tensors = [self._view(self.held[name]) for name in part.files]
         if part.span:
             tensors = [tensor.narrow(*part.span) for tensor in tensors]
         return part.read(tensors)
 
-    def _get(self, name: str) -> Tensor:
-        path = self.held[name].file
+    def _view(self, info: TensorInfo) -> Tensor:
         try:
-            if path not in self.open:
-                self.open[path] = self.stack.enter_context(safe_open(path, framework="pt"))
-            return self.open[path].get_tensor(name)
-        except (OSError, SafetensorError) as problem:
-            raise CheckpointError(f"Cannot read {name} from {path}: {problem}.") from None
+            if info.file not in self.maps:
+                with info.file.open("rb") as file:
+                    # ACCESS_COPY: training writes to memory, never to the file
+                    self.maps[info.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            flat = torch.frombuffer(
+                self.maps[info.file],
+                dtype=TORCH_DTYPES[info.dtype],
+                count=math.prod(info.shape),
+                offset=info.offset,
+            )
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"{info.file} cannot be read: {problem}.") from None
+        return flat.view(info.shape)
+
+    def release(self, part: Part) -> None:
+        """Give back the pages of a part that was copied; the system would only do so later."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        for info in map(self.held.__getitem__, part.files):
+            start = info.offset - info.offset % mmap.PAGESIZE
+            length = info.offset + info.n_bytes - start
+            self.maps[info.file].madvise(mmap.MADV_DONTNEED, start, length)
 
 
 def _make_room_for_bytes(model: Transformer) -> None:
@@ -299,10 +339,10 @@ def save_checkpoint(
 ) -> Path:
     """Write a model in the Hugging Face layout: shards, index and config.json.
 
-    Everything is written to a folder beside the target and moved into place at the end, so a
-    crash leaves no half checkpoint. Floats are written in `config.dtype`; with
-    `expert_dtype="mxfp4"` dense experts are quantized by the OCP rule, packed ones kept byte for
-    byte.
+    Everything is written to a hidden folder inside the target and moved into place at the end,
+    config.json last, so whatever happens on the way leaves no half checkpoint. Tensors are
+    written one by one, in `config.dtype`; with `expert_dtype="mxfp4"` dense experts are quantized
+    by the OCP rule and packed ones kept byte for byte.
 
     Args:
         model: GPT-2, gpt-oss or Qwen3-MoE shaped.
@@ -320,120 +360,140 @@ def save_checkpoint(
     """
     folder = Path(folder)
     config_json = model.config.to_hf()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-        raise CheckpointError(
-            f"{folder} is not empty. Choose a new folder, or pass overwrite=True."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     layout = published_layout(model.config)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        try:
-            _write_shards(model, layout, Path(temporary), max_shard_bytes)
-            _write_json(Path(temporary) / "config.json", config_json)
-        except (OSError, SafetensorError) as problem:
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for abandoned in folder.glob(f"{WORK_PREFIX}*"):  # of a process that was killed
+            shutil.rmtree(abandoned)
+        if any(folder.iterdir()) and not overwrite:
             raise CheckpointError(
-                f"Could not write {folder}: {problem}. Nothing was changed; free some disk space."
-            ) from None
-        _move_into(Path(temporary), folder)
+                f"{folder} is not empty. Choose a new folder, or pass overwrite=True."
+            )
+        with tempfile.TemporaryDirectory(dir=folder, prefix=WORK_PREFIX) as work:
+            new, old = Path(work, "new"), Path(work, "old")
+            new.mkdir()
+            old.mkdir()
+            _write_shards(model, layout, new, max_shard_bytes)
+            _write_json(new / CONFIG_NAME, config_json)
+            _swap(new, old, folder)
+    except OSError as problem:
+        raise CheckpointError(
+            f"Could not write {folder}: {problem.strerror or problem}. Nothing was changed; "
+            f"{'free some disk space' if problem.errno == errno.ENOSPC else 'choose another'}."
+        ) from None
+    finally:
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     return folder
 
 
 def _write_shards(model: Transformer, layout: Layout, folder: Path, max_shard_bytes: int) -> None:
-    """Write numbered files as they fill up; name them and the index once their number is known."""
-    shards: list[list[str]] = []
-    total_bytes = 0
-    for number, shard in enumerate(_shards(_file_tensors(model, layout), max_shard_bytes)):
-        # A contiguous copy of its own for each: views of one tensor cannot share a file.
-        save_file(shard, folder / f"{number}.part", metadata={"format": "pt"})
-        shards.append(list(shard))
-        total_bytes += sum(tensor.nbytes for tensor in shard.values())
+    """Write the weights, numbered as the published files are: from 0, the last index after "of"."""
+    shards = _plan_shards(layout, FILE_DTYPES[model.config.dtype], max_shard_bytes)
+    tensors = _file_tensors(model, layout)
     weight_map = {}
-    for number, names in enumerate(shards):
-        # Numbered as the published files are: from 0, and the last index after "of".
-        single = len(shards) == 1
-        name = (
-            "model.safetensors"
-            if single
-            else f"model-{number:05d}-of-{len(shards) - 1:05d}.safetensors"
-        )
-        (folder / f"{number}.part").rename(folder / name)
-        weight_map |= dict.fromkeys(names, name)
-    _write_json(
-        folder / INDEX_NAME, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    )
+    for number, shard in enumerate(shards):
+        name = f"model-{number:05d}-of-{len(shards) - 1:05d}.safetensors"
+        name = name if len(shards) > 1 else "model.safetensors"
+        data = (_as_bytes(next(tensors), name, *spec) for name, spec in shard.items())
+        write_file(folder / name, shard, data, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(map(_n_bytes, (spec for shard in shards for spec in shard.values())))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(folder / INDEX_NAME, index)
 
 
-def _shards(tensors: Iterator[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
+def _plan_shards(
+    layout: Layout, float_dtype: str, max_bytes: int
+) -> list[dict[str, tuple[str, Shape]]]:
+    """Deal the file's tensors, name -> (dtype, shape), out to files in the layout's order."""
+    shards: list[dict[str, tuple[str, Shape]]] = [{}]
     size = 0
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > max_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = tensor
-        size += tensor.nbytes
-    yield shard
+    for name, (shape, dtypes) in layout.expected().items():
+        spec = "U8" if dtypes == BYTES else float_dtype, shape
+        size += _n_bytes(spec)
+        if shards[-1] and size > max_bytes:
+            shards.append({})
+            size = _n_bytes(spec)
+        shards[-1][name] = spec
+    return shards
 
 
-def _file_tensors(model: Transformer, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+def _n_bytes(spec: tuple[str, Shape]) -> int:
+    dtype, shape = spec
+    return ITEM_BYTES[dtype] * math.prod(shape)
+
+
+def _file_tensors(model: Transformer, layout: Layout) -> Iterator[Tensor]:
     """Yield the file's tensors in the layout's order, made from the model's one by one."""
-    shared: dict[str, list[Tensor]] = {}  # pieces of file tensors that several parts share
-    for part in layout.parts:
-        tensors = part.write(_part_tensor(model, part))
-        if part.span is None:
-            yield from (
-                (name, _own(tensor)) for name, tensor in zip(part.files, tensors, strict=True)
-            )
-            continue
-        axis, start, length = part.span
-        pieces = shared.setdefault(part.files[0], [])
-        pieces.append(tensors[0])
-        if start + length == part.shape[axis]:
-            yield part.files[0], torch.cat(shared.pop(part.files[0]), dim=axis)
+    quantized: dict[str, Tensor] = {}
+    # Parts of one file tensor, such as q, k and v, may stand apart in the table.
+    order = {name: n for n, name in enumerate(layout.expected())}
+    parts = sorted(layout.parts, key=lambda part: order[part.files[0]])
+    for _, group in groupby(parts, key=lambda part: part.files):
+        together = list(group)
+        pieces = [part.write(_part_tensor(model, part, quantized)) for part in together]
+        span = together[0].span
+        yield from pieces[0] if span is None else [torch.cat([p[0] for p in pieces], dim=span[0])]
 
 
-def _own(tensor: Tensor) -> Tensor:
-    return (
-        tensor.contiguous()
-        if tensor.untyped_storage().nbytes() == tensor.nbytes
-        else tensor.clone()
-    )
+def _part_tensor(model: Transformer, part: Part, quantized: dict[str, Tensor]) -> Tensor:
+    """Return the model's tensor of a part on the CPU, quantized first where the layout wants it.
 
-
-def _part_tensor(model: Transformer, part: Part) -> Tensor:
-    """Return the model's tensor of a part on the CPU, quantized first where the layout wants it."""
+    Blocks and scales are made together; `quantized` keeps the scales until their turn comes.
+    """
     path, _, leaf = part.ours.rpartition(".")
     module = model.get_submodule(path)
-    if leaf in ("blocks", "scales") and isinstance(module, ExpertLinear):
-        halves = module.weight.detach().cpu()
-        if path.endswith(".up"):
-            halves = halves.unflatten(1, (2, -1))  # [gate | up], as the packed layer views them
-        return quantize(halves)[0 if leaf == "blocks" else 1]
-    tensor = getattr(module, leaf).detach().cpu()
-    if tensor.dtype == torch.uint8:
-        return tensor
-    if not torch.isfinite(tensor).all():
+    if part.ours in quantized:
+        return quantized.pop(part.ours)
+    is_dense = leaf == "blocks" and isinstance(module, ExpertLinear)
+    tensor = (module.weight if is_dense else getattr(module, leaf)).detach()
+    if not (tensor != 255 if leaf == "scales" else tensor.isfinite()).all():  # 255 means NaN
         raise CheckpointError(f"{part.ours} holds values that are not finite: nothing was saved.")
-    return tensor.to(getattr(torch, model.config.dtype))
+    if is_dense:
+        # [gate | up] as the packed layer views them; expert by expert, which bounds the memory
+        matrices = tensor.unflatten(1, (2, -1)) if path.endswith(".up") else tensor
+        blocks, scales = zip(*map(quantize, matrices), strict=True)
+        quantized[f"{path}.scales"] = torch.stack(scales).cpu()
+        return torch.stack(blocks).cpu()
+    tensor = tensor.cpu()
+    return tensor if part.dtypes == BYTES else tensor.to(getattr(torch, model.config.dtype))
+
+
+def _as_bytes(tensor: Tensor, name: str, dtype: str, shape: Shape) -> Any:
+    if tensor.shape != shape or tensor.dtype != TORCH_DTYPES[dtype]:
+        raise CheckpointError(
+            f"{name} would be {tensor.dtype} {list(tensor.shape)}, but the model's config asks for "
+            f"{dtype} {list(shape)}. Give the model a config that describes it."
+        )
+    return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _move_into(source: Path, folder: Path) -> None:
-    """Swap the finished files in, keeping what else an earlier folder holds."""
-    if folder.is_dir():
-        for kept in folder.iterdir():
-            is_old = kept.suffix == ".safetensors" or kept.name in (INDEX_NAME, "config.json")
-            if not is_old:
-                copy = shutil.copytree if kept.is_dir() else shutil.copy2
-                copy(kept, source / kept.name)
-        retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-        folder.rename(retired / folder.name)
-        source.rename(folder)
-        shutil.rmtree(retired)
-    else:
-        source.rename(folder)
-    folder.chmod(0o755)  # a temporary folder is private to its owner
-    source.mkdir()  # for its context manager to remove
+def _swap(new: Path, old: Path, folder: Path) -> None:
+    """Exchange an earlier checkpoint's files for the new ones; what else is there stays.
+
+    config.json goes first and comes last: without it, nothing takes the folder for a checkpoint.
+    """
+    outgoing = [
+        path
+        for path in folder.iterdir()
+        if path.suffix == ".safetensors" or path.name in (INDEX_NAME, CONFIG_NAME)
+    ]
+    outgoing.sort(key=lambda path: path.name != CONFIG_NAME)
+    incoming = sorted(new.iterdir(), key=lambda path: path.name == CONFIG_NAME)
+    moves = [(path, old / path.name) for path in outgoing]
+    moves += [(path, folder / path.name) for path in incoming]
+    done = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise

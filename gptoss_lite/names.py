@@ -65,8 +65,9 @@ def choose_layout(config: ModelConfig, names: Iterable[str]) -> Layout:
         return qwen3_moe(config)
     if any(name.startswith("block.") for name in names):
         return gpt_oss_original(config)
-    packed = any(name.endswith(("_blocks", "_scales")) for name in names)
-    return gpt_oss(config) if packed else gpt_oss_unpacked(config)
+    if any(name.endswith("_scales") for name in names):
+        return gpt_oss(config)
+    return gpt_oss_unpacked(config, "_blocks" if any(n.endswith("_blocks") for n in names) else "")
 
 
 def published_layout(config: ModelConfig) -> Layout:
@@ -192,15 +193,18 @@ def gpt_oss(c: ModelConfig) -> Layout:
     return Layout("Hugging Face, MXFP4 experts", tuple(parts))
 
 
-def gpt_oss_unpacked(c: ModelConfig) -> Layout:
-    """Return what transformers saves after decoding: experts [E, in, out], gate and up in turn."""
+def gpt_oss_unpacked(c: ModelConfig, ending: str = "") -> Layout:
+    """Return what transformers saves after decoding: experts [E, in, out], gate and up in turn.
+
+    transformers 5 leaves `ending` "_blocks" at the names of experts that it decoded while loading.
+    """
     parts, experts = _gpt_oss_shared(c), _moe(c).n_experts
     for n in range(c.n_layers):
         theirs = f"model.layers.{n}.mlp.experts"
         parts += [
             Part(
                 f"blocks.{n}.ffn.up.weight",
-                (f"{theirs}.gate_up_proj",),
+                (f"{theirs}.gate_up_proj{ending}",),
                 (experts, c.d_model, 2 * c.d_ff),
                 read=_read_unpacked_up,
                 write=_write_unpacked_up,
@@ -208,7 +212,7 @@ def gpt_oss_unpacked(c: ModelConfig) -> Layout:
             ),
             Part(
                 f"blocks.{n}.ffn.down.weight",
-                (f"{theirs}.down_proj",),
+                (f"{theirs}.down_proj{ending}",),
                 (experts, c.d_ff, c.d_model),
                 read=_transposed,
                 write=_write_transposed,
