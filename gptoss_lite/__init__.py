@@ -14,7 +14,7 @@ from gptoss_lite.checkpoint import load, save_checkpoint
 from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig
 from gptoss_lite.dispatch import backends, use_backend
 from gptoss_lite.generate import chat, generate
-from gptoss_lite.ladder import LADDER, show_step
+from gptoss_lite.ladder import LADDER, show_ledger, show_step
 from gptoss_lite.model import Transformer
 from gptoss_lite.presets import PRESETS
 from gptoss_lite.recording import record
@@ -41,6 +41,7 @@ __all__ = [
     "mxfp4",
     "record",
     "save_checkpoint",
+    "show_ledger",
     "show_step",
     "trace",
     "use_backend",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gptoss_lite import account
 from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig
-from gptoss_lite.presets import GPT_OSS_20B
+from gptoss_lite.presets import GPT_OSS_20B, PRESETS
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,56 @@ def show_step(a: Rung | ModelConfig, b: Rung | ModelConfig) -> None:
     print()
     for place in acting_code(after, names):
         print(f"  {place}")
+
+
+LEDGER_MODELS = ("gpt2-xl", "gpt-oss-20b", "gpt-oss-120b", "qwen3-30b-a3b")
+
+
+def show_ledger(*names: str) -> None:
+    """Print what published models cost: parameters, memory, KV cache and FLOPs, one row each.
+
+    Args:
+        names: of presets; none means GPT-2 XL, both gpt-oss and Qwen3-30B-A3B.
+
+    Example:
+        >>> show_ledger("gpt-oss-20b")
+                                                            gpt-oss-20b
+        parameters                                       20,914,757,184
+        active parameters per token                       3,608,307,264
+        weights in bfloat16, GiB                                  38.96
+        weights as published, GiB                                 12.82
+        KV cache in bfloat16, KiB per further token               24.00
+        KV cache in bfloat16, GiB at 4,096 tokens                  0.10
+        matrix products, GFLOP per token                           7.21
+        scores and mixing at 4,096 tokens, GFLOP                   0.83
+    """
+    names = names or LEDGER_MODELS
+    print(f"{'':<45}" + "".join(f"{name:>18}" for name in names))
+    for label, count in _LEDGER.items():
+        values = (count(PRESETS[name]) for name in names)
+        cells = (f"{v:,}" if isinstance(v, int) else f"{v:,.2f}" for v in values)
+        print(f"{label:<45}" + "".join(f"{cell:>18}" for cell in cells))
+    for name in names:
+        if (context := PRESETS[name].context) < 4_096:
+            print(f"{name} cannot read more than {context:,} tokens; at 4,096 it would cost this.")
+
+
+_LEDGER: dict[str, Callable[[ModelConfig], float]] = {
+    "parameters": account.parameters,
+    "active parameters per token": lambda c: account.parameters(c, active=True),
+    "weights in bfloat16, GiB": (
+        lambda c: account.weight_bytes(c, dense="bfloat16", experts="bfloat16") / account.GIB
+    ),
+    "weights as published, GiB": lambda c: account.weight_bytes(c) / account.GIB,
+    "KV cache in bfloat16, KiB per further token": (
+        lambda c: (account.kv_bytes(c, 4_097) - account.kv_bytes(c, 4_096)) / 2**10
+    ),
+    "KV cache in bfloat16, GiB at 4,096 tokens": (
+        lambda c: account.kv_bytes(c, 4_096) / account.GIB
+    ),
+    "matrix products, GFLOP per token": lambda c: account.matmul_flops(c) / 1e9,
+    "scores and mixing at 4,096 tokens, GFLOP": (lambda c: account.attention_flops(c, 4_096) / 1e9),
+}
 
 
 def _change(old: int, new: int) -> str:
