@@ -56,7 +56,7 @@ EXPERIMENT = Experiment(
     title="GELU against gated MLPs",
     question="Is a gated MLP better at equal size, and does it save a quarter?",
     note="Equal parameters means a hidden width of 171 instead of 256. All arms share one "
-    "learning rate, which is not each arm's best; the arms with 'lr' in their name check others.",
+    "learning rate, which is not each arm's best: see E2LR.",
     arms=(
         Arm("gelu", "GELU, 256"),
         glu("swiglu, equal", "SwiGLU, equal parameters", "swiglu", EQUAL, "lower"),
@@ -73,6 +73,14 @@ EXPERIMENT = Experiment(
         ),
         glu("clamped, equal", "gpt-oss form, equal parameters", "clamped_swiglu", EQUAL, "lower"),
         glu("swiglu, +50%", "SwiGLU, 50 % larger", "swiglu", 256, "lower"),
-        *rates(),
     ),
+)
+
+RATES = Experiment(
+    id="E2LR",
+    chapter="05",
+    title="GELU against SwiGLU at other learning rates",
+    question="Does the sign of E2 depend on the learning rate?",
+    note="Half and twice the rate of E2, one seed.",
+    arms=rates(),
 )

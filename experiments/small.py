@@ -70,20 +70,40 @@ def run_arm(experiment: Experiment, arm: Arm, seed: int, smoke: bool = False) ->
     config, settings = arm_config(experiment, arm), {"steps": STEPS, **arm.settings}
     if smoke:
         config, settings = shrink(config, settings)
-    start = arm.start or (lambda config, seed, steps: build(config, seed))
-    model = start(config, seed, 2 if smoke else STEPS)
-    result = train(model, seed=seed, **settings)
+    if arm.start is None:
+        result = train_once(config, seed, settings)
+    else:
+        model = arm.start(config, seed, 2 if smoke else STEPS)
+        result = train(model, seed=seed, **settings)
     own = learned_blocks(result.recipe)[: result.recipe.n_validation]
+    every = settings.get("validate_every", result.recipe.steps) or 1
+    curve = {step: loss for step, loss in result.validation.items() if step % every == 0}
     row = {
         "seed": seed,
         "loss": result.loss,
-        "best": result.best,
+        "best": min(curve.values()),
         "own_loss": evaluate(result.model, result.recipe.length, own),
-        "curve": [[step, loss] for step, loss in result.validation.items()],
+        "curve": [[step, loss] for step, loss in curve.items()],
         "train_curve": _thinned(result.losses),
         **(arm.measure(result) if arm.measure else {}),
     }
     return _rounded(row)
+
+
+_trained: dict[tuple[Any, ...], Result] = {}
+
+
+def train_once(config: ModelConfig, seed: int, settings: dict[str, Any]) -> Result:
+    """Train, or return the same run if another experiment of this process has done it.
+
+    Neither the context of a rotated model nor the checkpoints change what is learned.
+    """
+    kept = {key: value for key, value in settings.items() if key != "validate_every"}
+    same = config.but(context=64) if config.positions == "rope" else config
+    key = (same, seed, *sorted(kept.items()))
+    if key not in _trained:
+        _trained[key] = train(build(config, seed), seed=seed, **settings)
+    return _trained[key]
 
 
 def arm_config(experiment: Experiment, arm: Arm) -> ModelConfig:

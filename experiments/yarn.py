@@ -1,28 +1,22 @@
 """YaRN: can a model trained at 64 tokens read 128, 256 and 512?"""
 
-from functools import lru_cache, partial
+from functools import partial
 
-from experiments.small import BASE, Arm, Experiment, lengths
+from experiments.small import BASE, STEPS, Arm, Experiment, lengths, train_once
 from gptoss_lite.config import ModelConfig, YarnConfig
 from gptoss_lite.model import Transformer
-from gptoss_lite.train import train
 
 TRAINED = 64
 TUNING = {"steps": 40, "length": 256, "batch_size": 8, "peak_lr": 1e-3}
 READING = {"steps": 0, "length": 256}  # nothing is learned
 
 
-@lru_cache(maxsize=1)
-def trained(config: ModelConfig, seed: int, steps: int) -> Transformer:
-    """Train plain RoPE at 64 tokens, once for all arms of a seed."""
-    short = config.but(yarn=None, context=TRAINED)
-    return train(short, steps, seed, batch_size=32 if steps > 2 else 2, n_validation=1).model
-
-
 def start_trained(config: ModelConfig, seed: int, steps: int) -> Transformer:
-    """Give the trained weights to a model with another rotation: no weight depends on it."""
+    """Give the weights of plain RoPE, trained at 64 tokens, to a model with another rotation."""
+    plain = config.but(yarn=None, context=TRAINED)
+    settings = {"steps": steps} if steps == STEPS else {"steps": steps, "batch_size": 2}
     model = Transformer(config)
-    model.load_state_dict(trained(config.but(yarn=None), seed, steps).state_dict())
+    model.load_state_dict(train_once(plain, seed, settings).model.state_dict())
     return model
 
 
