@@ -96,7 +96,9 @@ def randomise(model: Transformer, seed: int = 0) -> Transformer:
     generator = seeded(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = (_centre(name) + _scale(name, parameter) * noise).to(parameter.dtype)
+        parameter.data = (_centre(name) + _scale(name, parameter, model.config) * noise).to(
+            parameter.dtype
+        )
     return model.eval()
 
 
@@ -104,7 +106,7 @@ def _centre(name: str) -> float:
     return 1.0 if "norm" in name and name.endswith("weight") else 0.0
 
 
-def _scale(name: str, parameter: Tensor) -> float:
+def _scale(name: str, parameter: Tensor, config: ModelConfig) -> float:
     if "norm" in name:
         return 0.3
     if name.endswith("sinks"):
@@ -115,8 +117,10 @@ def _scale(name: str, parameter: Tensor) -> float:
         return 0.03  # small, so that the norm's eps counts
     if name == "positions.weight":
         return 0.02
-    # up: so large that the clamp bites; router: so that its choice is clear
-    gains = {"up.weight": 1.6, "down.weight": 0.6, "router.weight": 2.0}
+    # up: so large that the clamp bites (a product without one gets long tails, and rounding errors
+    # with it); router: so that its choice is clear
+    up = 1.0 if config.ffn == "swiglu" else 1.6
+    gains = {"up.weight": up, "down.weight": 0.6, "router.weight": 2.0}
     gain = next((g for end, g in gains.items() if name.endswith(end)), 1.0)
     return gain / math.sqrt(parameter.shape[-1])
 
