@@ -76,8 +76,10 @@ def run_arm(experiment: Experiment, arm: Arm, seed: int, smoke: bool = False) ->
         model = arm.start(config, seed, 2 if smoke else STEPS)
         result = train(model, seed=seed, **settings)
     own = learned_blocks(result.recipe)[: result.recipe.n_validation]
-    every = settings.get("validate_every", result.recipe.steps) or 1
-    curve = {step: loss for step, loss in result.validation.items() if step % every == 0}
+    last = result.recipe.steps
+    every = settings.get("validate_every", last) or 1
+    checkpoints = [step for step in result.validation if step % every == 0 or step == last]
+    curve = {step: result.validation[step] for step in checkpoints}
     row = {
         "seed": seed,
         "loss": result.loss,
