@@ -217,7 +217,8 @@ def _step(
 
 def _losses(model: nn.Module, rows: Tensor) -> Float[Tensor, "B T"]:
     logits, targets = model(rows[:, :-1]), rows[:, 1:]
-    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view_as(targets)
 
 
 @contextmanager
