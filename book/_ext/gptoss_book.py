@@ -6,10 +6,11 @@ kernel is near:
     <div class="gl-widget" data-gl-widget="NAME" data-gl-state="{JSON}"><p>sentence</p>...</div>
 
 This extension packs the drawing modules `gptoss_lite/widgets/assets/NAME.js` (and
-`NAME.css`) once into `_static/gl-widgets.js` and adds that script to the pages that
-hold a widget. There it starts each module with the state from the page, through the
-same model contract that anywidget uses beside a live kernel. Module files do not load
-from a page opened as a file; a `blob:` import does, hence the packing.
+`NAME.css`; `_kit.js` and `_kit.css` are shared by all) once into `_static/gl-widgets.js`
+and adds that script to the pages that hold a widget. There it starts each module with
+the state from the page, through the same model contract that anywidget uses beside a
+live kernel. Module files do not load from a page opened as a file; a `blob:` import
+does, hence the packing.
 """
 
 import json
@@ -25,13 +26,14 @@ ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "gptoss_lite" / "widgets" / "assets"
 SCRIPT = "gl-widgets.js"
 SIDE_BAR = 'class="bd-sidebar-primary bd-sidebar"'
-RUNTIME = Path(__file__).with_name("page_widgets.js")
+RUNTIME = ASSETS / "_page.js"
 
 
 def pack(assets: Path) -> str:
     """Return the page script: the runtime with every module and style sheet inside it."""
     modules = {path.stem: path.read_text(encoding="utf-8") for path in sorted(assets.glob("*.js"))}
     styles = {path.stem: path.read_text(encoding="utf-8") for path in sorted(assets.glob("*.css"))}
+    modules.pop(RUNTIME.stem, None)
     runtime = RUNTIME.read_text(encoding="utf-8")
     return runtime.replace("/*MODULES*/ {}", json.dumps(modules, sort_keys=True)).replace(
         "/*STYLES*/ {}", json.dumps(styles, sort_keys=True)

@@ -1,5 +1,5 @@
 // Starts the page widgets of a published page: no kernel, no network, also from file://.
-// The two objects below are filled in by gptoss_book.py.
+// The two objects below are filled in: for a site by its Sphinx extension, for one file by `save`.
 (() => {
   "use strict";
   const MODULES = /*MODULES*/ {};
@@ -61,7 +61,10 @@
   const loaded = new Map();
   function load(name) {
     if (!loaded.has(name)) {
-      const url = URL.createObjectURL(new Blob([MODULES[name]], { type: "text/javascript" }));
+      // What the views share comes first: their style, for inside the shadow root, and their code.
+      const sheet = `const CSS = ${JSON.stringify(STYLES._kit ?? "")};\n`;
+      const source = [sheet, MODULES._kit ?? "", "\n", MODULES[name]];
+      const url = URL.createObjectURL(new Blob(source, { type: "text/javascript" }));
       loaded.set(name, import(url).finally(() => URL.revokeObjectURL(url)));
       if (STYLES[name]) {
         const style = document.createElement("style");

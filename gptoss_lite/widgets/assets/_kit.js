@@ -1,0 +1,304 @@
+// What the views share: controls, canvases, themes, export. It stands in front of each module,
+// after the style sheet as the constant CSS.
+
+// Text never becomes markup: strings go in as text nodes.
+function h(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(name, value);
+    else node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+// A token on one line: newlines, outer blanks, control and direction characters become visible.
+const visible = (token) =>
+  token
+    .replace(/\n/g, "⏎")
+    .replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length))
+    .replace(/[\0-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (c) =>
+      `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+const quoted = (token) => h("bdi", {}, visible(token));
+
+const percent = (x) => `${Math.round(100 * x)}%`;
+const range = (n) => Array.from({ length: n }, (_, i) => i);
+
+// A bytes trait is a DataView; beside a kernel it need not be aligned.
+function numbers(model, name, Type) {
+  const { buffer, byteOffset, byteLength } = model.get(name);
+  return new Type(buffer.slice(byteOffset, byteOffset + byteLength));
+}
+
+// cividis, at ninths
+const STOPS = "00224e 1a386f 434e6c 61656f 7d7c78 9b9476 bcae6c dec958 fee838".split(" ");
+function cividis(x) {
+  const at = 8 * Math.min(1, Math.max(0, x)), i = Math.min(7, Math.floor(at));
+  return [0, 2, 4].map((k) => {
+    const [a, b] = [STOPS[i], STOPS[i + 1]].map((stop) => parseInt(stop.slice(k, k + 2), 16));
+    return a + (at - i) * (b - a);
+  });
+}
+
+function isDark() {
+  const page = document.documentElement, { body } = document;
+  const theme = page.dataset.theme || page.getAttribute("theme"); // the book; Colab
+  if (theme) return theme === "dark";
+  if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false";
+  const code = body.className.match(/vscode-(light|dark|high-contrast(-light)?)/);
+  return code ? !code[1].endsWith("light") : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+// Build the frame of a view. `traits` redraw it; `status` returns the line that says what is
+// selected, `tables` a list of {caption, rows}, the first row being the head.
+function start(model, el, { traits, status, tables }) {
+  const ui = { model, tables, plots: [], updates: [], title: model.get("title") };
+  const host = h("div", { "data-lm-suppress-shortcuts": "true" });
+  ui.box = h("div", { class: "gl", role: "group", "aria-label": ui.title });
+  host.attachShadow({ mode: "open" }).append(h("style", {}, CSS), ui.box);
+  // Outside, letters are commands: "dd" deletes the notebook's cell.
+  host.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
+  el.append(host);
+
+  const text = model.get("tokens").join("\0");
+  ui.set = (changes) => {
+    model.set(changes);
+    model.save_changes();
+    if ("token" in changes) document.dispatchEvent(new CustomEvent("gl-token", { detail: { text, ...changes } }));
+  };
+  const redraw = () => {
+    ui.box.classList.toggle("dark", isDark());
+    const style = getComputedStyle(ui.box);
+    ui.color = (name) => style.getPropertyValue(`--${name}`);
+    for (const update of ui.updates) update();
+  };
+  ui.watch = watch(ui.box, model, traits, redraw, (event) => {
+    // Views of one text move together.
+    const { token, ...other } = event.detail;
+    if (other.text === text && model.get("token") !== token) model.set({ token }), model.save_changes();
+  });
+
+  const line = h("p", { class: "status", role: "status" });
+  ui.updates.push(() => {
+    const parts = status(), said = h("p", {}, ...parts).textContent;
+    if (line.textContent !== said) line.replaceChildren(...status());
+  });
+  ui.controls = h("div", { class: "controls" });
+  ui.figures = h("div", { class: "plots" });
+  ui.box.append(
+    h("p", { class: "title" }, ui.title), h("p", { class: "muted" }, model.get("summary")),
+    ui.controls, line, ui.figures);
+  return ui;
+}
+
+// Redraw once a frame when a trait, the theme or the width changes; return what ends it.
+function watch(box, model, traits, redraw, follow) {
+  let waiting = 0;
+  const later = () => (waiting ||= requestAnimationFrame(() => ((waiting = 0), redraw())));
+  const themes = new MutationObserver(later), size = new ResizeObserver(later);
+  const scheme = matchMedia("(prefers-color-scheme: dark)"), events = traits.map((name) => `change:${name}`).join(" ");
+  for (const node of [document.documentElement, document.body])
+    themes.observe(node, { attributeFilter: ["data-theme", "theme", "class", "data-jp-theme-light"] });
+  size.observe(box);
+  scheme.addEventListener("change", later);
+  document.addEventListener("gl-token", follow);
+  model.on(events, later);
+  return () => {
+    themes.disconnect();
+    size.disconnect();
+    scheme.removeEventListener("change", later);
+    document.removeEventListener("gl-token", follow);
+    model.off(events, later);
+  };
+}
+
+// The foot of a view, and its first drawing. Return this from `render`.
+function finish(ui, note) {
+  const name = ui.title.replace(/\W+/g, "-");
+  ui.box.append(
+    h("p", { class: "muted" }, note),
+    h("button", { type: "button", click: () => savePicture(ui, `${name}.png`) }, "Save PNG"),
+    h("button", { type: "button", click: () => save(csv(ui.tables()), `${name}.csv`) }, "Save CSV"),
+    tableBelow(ui));
+  return ui.watch;
+}
+
+// --- controls ---
+
+function control(ui, label, input, show, ...more) {
+  ui.updates.push(show);
+  ui.controls.append(h("label", {}, h("span", {}, label), ...more, input));
+}
+
+function slider(ui, name, label, min, max, step, text) {
+  const input = h("input", { type: "range", min, max, step, input: () => ui.set({ [name]: Number(input.value) }) });
+  const output = h("output", { "aria-hidden": "true" });
+  const show = () => {
+    const value = ui.model.get(name);
+    input.value = value;
+    output.textContent = text(value);
+    input.setAttribute("aria-valuetext", `${label.toLowerCase()} ${text(value)}`);
+  };
+  control(ui, label, input, show, output);
+}
+
+function checkbox(ui, name, label) {
+  const input = h("input", { type: "checkbox", change: () => ui.set({ [name]: input.checked }) });
+  control(ui, label, input, () => (input.checked = ui.model.get(name)));
+}
+
+function choice(ui, name, label, options) {
+  const items = Object.entries(options).map(([value, text]) => h("option", { value }, text));
+  const input = h("select", { change: () => ui.set({ [name]: input.value }) }, ...items);
+  control(ui, label, input, () => (input.value = ui.model.get(name)));
+}
+
+// The text itself: a click selects a token, the bar under it is as thick as its value.
+function strip(ui, tokens, value, selected, pick) {
+  const spans = tokens.map(quoted);
+  const area = h("div", { class: "strip", tabindex: 0, role: "region", "aria-label": `Tokens: ${ui.title}` });
+  area.addEventListener("click", ({ target }) => spans.includes(target) && pick(spans.indexOf(target)));
+  spans.forEach((span, i) => area.append(span, ...(tokens[i].includes("\n") ? [h("br")] : [])));
+  ui.box.append(area);
+  let last;
+  ui.updates.push(() => {
+    spans.forEach((span, i) => span.style.setProperty("--v", value(i).toFixed(2)));
+    if (last === selected()) return;
+    spans[last]?.classList.remove("on");
+    spans[(last = selected())].classList.add("on");
+    area.scrollTop = spans[last].offsetTop - area.clientHeight / 2; // moves the strip, never the page
+  });
+}
+
+// --- drawings ---
+
+// A canvas with a caption. spec: caption(), label(), ramp() -> [low, high], area, draw(g), pick(x, y).
+function plot(ui, spec) {
+  const canvas = h("canvas", { role: "img" }), caption = h("figcaption"), { area } = spec;
+  const picked = (event) => event.buttons === 1 && spec.pick(event.offsetX, event.offsetY);
+  canvas.addEventListener("pointerdown", picked);
+  canvas.addEventListener("pointermove", picked);
+  ui.figures.append(h("figure", { class: spec.half ? "half" : "" }, caption, canvas));
+  ui.plots.push({ canvas, spec });
+  ui.updates.push(() => {
+    const width = canvas.clientWidth, height = area.height + 20, scale = devicePixelRatio || 1;
+    caption.replaceChildren(spec.caption(), ...(spec.ramp ? [ramp(...spec.ramp())] : []));
+    canvas.setAttribute("aria-label", spec.label());
+    canvas.style.height = `${height}px`;
+    canvas.width = width * scale;
+    canvas.height = height * scale;
+    area.width = width - area.x - 3 - (area.right ?? 0);
+    const g = canvas.getContext("2d");
+    g.scale(scale, scale);
+    g.font = "11px system-ui, sans-serif";
+    g.textBaseline = "middle";
+    if (width) spec.draw(g);
+  });
+}
+
+function ramp(low, high) {
+  const bar = h("i");
+  bar.style.background = `linear-gradient(90deg, ${STOPS.map((stop) => `#${stop}`)})`;
+  return h("span", { class: "ramp" }, low, bar, high);
+}
+
+// The place of a grid of rows and columns in its canvas; `stride` positions a column.
+function grid(rows, columns, stride = 1, tallest = 20) {
+  const size = Math.max(3, Math.min(tallest, Math.floor(300 / rows)));
+  return { x: 32, y: 3, height: rows * size, rows, columns, size, stride };
+}
+
+function cellAt({ x, y, width, size, rows, columns }, px, py) {
+  const inside = (value, n) => Math.min(n - 1, Math.max(0, Math.floor(value)));
+  return [inside((py - y) / size, rows), inside(((px - x) / width) * columns, columns)];
+}
+
+// Draw values from 0 to 1 as colors; undefined stays empty. `row` and `column` get a frame.
+function heat(ui, g, area, value, name, row, column) {
+  const { rows, columns, size, x, y, width, height } = area, image = new ImageData(columns, rows);
+  for (let r = 0; r < rows; r++)
+    for (let c = 0; c < columns; c++) {
+      const v = value(r, c);
+      if (v !== undefined) image.data.set([...cividis(v), 255], 4 * (r * columns + c));
+    }
+  const small = h("canvas", { width: columns, height: rows });
+  small.getContext("2d").putImageData(image, 0, 0);
+  g.fillStyle = ui.color("soft");
+  g.fillRect(x, y, width, height);
+  g.imageSmoothingEnabled = columns > g.canvas.width; // else columns would be lost
+  g.drawImage(small, x, y, width, height);
+  const cell = width / columns;
+  if (row !== undefined) frame(ui, g, x, y + row * size, width, size);
+  if (column !== undefined) frame(ui, g, x + column * cell, y, cell, height);
+  g.fillStyle = ui.color("muted");
+  g.textAlign = "right";
+  for (let r = 0; r < rows; r += Math.ceil(12 / size)) g.fillText(name(r), x - 5, y + (r + 0.5) * size);
+  ticks(g, area);
+}
+
+// A frame around a cell, a row or a column, outside it, on light and dark colors.
+function frame(ui, g, x, y, width, height) {
+  for (const [color, out] of [["bg", 2], ["fg", 1]]) {
+    g.strokeStyle = ui.color(color);
+    g.lineWidth = 3 - out;
+    g.strokeRect(x - out + 0.5, y - out + 0.5, width + 2 * out - 1, height + 2 * out - 1);
+  }
+}
+
+function ticks(g, { x, y, width, height, columns, stride }) {
+  const wide = Math.max(1, (55 * columns * stride) / width), unit = 10 ** Math.floor(Math.log10(wide));
+  const step = unit * [1, 2, 5, 10].find((m) => m * unit >= wide);
+  g.textAlign = "center";
+  for (let i = 0; i < columns * stride - step / 4; i += step)
+    g.fillText(i, x + ((i / stride + 0.5) / columns) * width, y + height + 10);
+}
+
+// --- tables and files ---
+
+function tableBelow(ui) {
+  const place = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${ui.title}` });
+  const details = h("details", {}, h("summary", {}, "Show as table"), place);
+  const line = (row, tag, attributes) =>
+    h("tr", {}, ...row.map((v) => h(tag, attributes, v?.token === undefined ? v : quoted(v.token))));
+  const fill = () => {
+    if (!details.open) return;
+    place.replaceChildren(...ui.tables().map(({ caption, rows: [head, ...body] }) =>
+      h("table", {}, h("caption", {}, caption), h("thead", {}, line(head, "th", { scope: "col" })),
+        h("tbody", {}, ...body.map((row) => line(row, "td"))))));
+  };
+  details.addEventListener("toggle", fill);
+  ui.updates.push(fill);
+  return details;
+}
+
+// Tokens are quoted twice, so that a spreadsheet takes none for a formula.
+const field = (v) => (v?.token === undefined ? v : `"${JSON.stringify(v.token).replaceAll('"', '""')}"`);
+const csv = (tables) =>
+  new Blob(tables.flatMap(({ caption, rows }) => [`"${caption}"\n`, ...rows.map((row) => `${row.map(field)}\n`), "\n"]));
+
+function save(blob, name) {
+  const url = URL.createObjectURL(blob);
+  h("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+// All drawings of the view below each other, with their captions.
+function savePicture(ui, name) {
+  const scale = devicePixelRatio || 1, gap = 30 * scale, canvases = ui.plots.map(({ canvas }) => canvas);
+  const width = Math.max(...canvases.map((canvas) => canvas.width)) + gap;
+  const height = canvases.reduce((sum, canvas) => sum + canvas.height + gap, 2 * gap);
+  const sheet = h("canvas", { width, height }), g = sheet.getContext("2d");
+  g.fillStyle = ui.color("bg");
+  g.fillRect(0, 0, width, height);
+  g.fillStyle = ui.color("fg");
+  g.font = `${13 * scale}px system-ui, sans-serif`;
+  let y = gap * 0.7;
+  g.fillText(ui.title, gap / 2, y);
+  for (const { canvas, spec } of ui.plots) {
+    y += gap * 0.8;
+    g.fillText(spec.caption() + (spec.ramp ? `; dark ${spec.ramp().join(", bright ")}` : ""), gap / 2, y);
+    g.drawImage(canvas, gap / 2, y + gap * 0.3);
+    y += canvas.height + gap * 0.2;
+  }
+  sheet.toBlob((blob) => save(blob, name));
+}

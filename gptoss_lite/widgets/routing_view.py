@@ -1,0 +1,147 @@
+"""Which experts worked for which token: the routing of one recording, layer by layer."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+from traitlets import Bytes, List, TraitError, Unicode, validate
+from traitlets import Enum as Choice
+from traitlets import Int as Whole
+
+from gptoss_lite.recording import Recording
+from gptoss_lite.widgets.page import (
+    PageWidget,
+    from_bytes,
+    module_source,
+    origin,
+    percent,
+    require,
+    to_bytes,
+)
+
+MAX_CHOICES = 24 * 512 * 4  # layers x tokens x experts kept: 150 kB of HTML; further tokens go
+WEIGHT_ERROR = 1 / 510  # of a weight stored as one byte
+COLORS = ("weight", "kept", "expert")
+
+
+class RoutingView(PageWidget):
+    """The experts of every layer and token with their weights; `routing` makes one.
+
+    Weights are rounded to 8 bits, which moves each by at most 1/510.
+
+    Attributes:
+        layer, token, expert: the selection.
+        color: what the overview shows: "weight" of the first expert, experts "kept" from the
+            token before, or the weight of the one selected "expert" in all layers.
+    """
+
+    view = "routing"
+    _esm = module_source("routing")
+
+    layer = Whole(0).tag(sync=True)
+    token = Whole(0).tag(sync=True)
+    expert = Whole(0).tag(sync=True)
+    color = Choice(COLORS, default_value="weight").tag(sync=True)
+
+    tokens = List(Unicode()).tag(sync=True)
+    dropped = Whole(0).tag(sync=True)  # tokens of the recording that are not shown
+    n_layers = Whole().tag(sync=True)
+    n_experts = Whole().tag(sync=True)
+    n_active = Whole().tag(sync=True)
+    ids = Bytes().tag(sync=True)  # u8 [L T A]
+    weights = Bytes().tag(sync=True)  # u8 [L T A], in 255ths
+
+    def choices(self) -> tuple[Integer[np.ndarray, "L T A"], Float[np.ndarray, "L T A"]]:
+        """Return the expert ids and weights as the page has them."""
+        shape = (self.n_layers, len(self.tokens), self.n_active)
+        weights = from_bytes(self.weights, "u1", *shape).astype(np.float32) / 255
+        return from_bytes(self.ids, "u1", *shape), weights
+
+    @validate("layer", "token", "expert")
+    def _inside(self, proposal: Any) -> int:
+        name, value = proposal["trait"].name, proposal["value"]
+        sizes = {"layer": self.n_layers, "token": len(self.tokens), "expert": self.n_experts}
+        if not 0 <= value < sizes[name]:
+            raise TraitError(f"{name}={value} is not in this recording: 0 to {sizes[name] - 1}.")
+        return value
+
+
+def routing(recording: Recording, **selection: Any) -> RoutingView:
+    """Show which experts each token was sent to, how evenly they work, and what is kept.
+
+    Args:
+        recording: one run of a model with experts, from `gptoss_lite.recording.record`.
+        selection: where to start: `layer`, `token`, `expert`, `color`. By default the layer with
+            the busiest expert, and that expert, at the last token.
+
+    Raises:
+        ShapeError: a recording without routing, or with NaN in it.
+    """
+    arrays, about = recording.arrays, recording.about
+    require(arrays, ("expert_idx", "expert_w"))
+    n_layers, n_tokens, n_active = arrays["expert_idx"].shape
+    shown = min(n_tokens, max(1, MAX_CHOICES // (n_layers * n_active)))
+    ids, weights = arrays["expert_idx"][:, :shown], arrays["expert_w"][:, :shown]
+    load, kept = _load(ids, about["n_experts"]), _kept(ids)
+    layer, expert = divmod(int(load.argmax()), load.shape[1])
+    start = {"layer": layer, "expert": expert, "token": shown - 1, **selection}
+    view = RoutingView(
+        title=f"Expert routing of {origin(about)}",
+        tokens=about["tokens"][:shown],
+        dropped=n_tokens - shown,
+        n_layers=n_layers,
+        n_experts=about["n_experts"],
+        n_active=n_active,
+        ids=to_bytes(ids, "u1"),
+        weights=to_bytes(np.rint(255 * weights), "u1"),
+        summary=_summary(load, kept.mean(), shown, n_active),
+        rows=_rows(load, kept, weights),
+    )
+    for name, value in start.items():
+        setattr(view, name, value)
+    return view
+
+
+def _load(ids: Integer[np.ndarray, "L T A"], n_experts: int) -> Float[np.ndarray, "L E"]:
+    """Return the share of the tokens that each expert works for."""
+    counts = [np.bincount(layer.ravel(), minlength=n_experts) for layer in ids]
+    return np.stack(counts) / ids.shape[1]
+
+
+def _kept(ids: Integer[np.ndarray, "L T A"]) -> Float[np.ndarray, " L"]:
+    """Return how many experts a token keeps from the one before, on average."""
+    if ids.shape[1] == 1:
+        return np.zeros(len(ids))
+    return (ids[:, 1:, :, None] == ids[:, :-1, None, :]).any(-1).sum(-1).mean(-1)
+
+
+def _summary(load: Float[np.ndarray, "L E"], kept: float, n_tokens: int, n_active: int) -> str:
+    n_experts = load.shape[1]
+    layer, expert = divmod(int(load.argmax()), n_experts)
+    return (
+        f"Over {n_tokens} tokens the busiest expert, {expert} of layer {layer}, works for "
+        f"{percent(load.max())} of them, {load.max() * n_experts / n_active:.1f} times an even "
+        f"split; {(load == 0).sum()} of {load.size} experts never work. A token keeps {kept:.2f} "
+        f"of {n_active} experts from the one before ({n_active**2 / n_experts:.2f} by chance)."
+    )
+
+
+def _rows(
+    load: Float[np.ndarray, "L E"],
+    kept: Float[np.ndarray, " L"],
+    weights: Float[np.ndarray, "L T A"],
+) -> list[dict[str, Any]]:
+    """One row a layer, the least even load first."""
+    even = weights.shape[2] / load.shape[1]
+    return [
+        {
+            "layer": layer,
+            "busiest expert": int(load[layer].argmax()),
+            "works for": percent(load[layer].max()),
+            "times an even split": f"{load[layer].max() / even:.1f}",
+            "never work": int((load[layer] == 0).sum()),
+            "kept from the token before": f"{kept[layer]:.2f}",
+            "mean first weight": percent(weights[layer, :, 0].mean()),
+        }
+        for layer in map(int, np.argsort(-load.max(-1), kind="stable"))
+    ]
