@@ -52,8 +52,9 @@ def dequantize(
 ) -> Float[Tensor, "*rows width"]:
     """Decode packed weights exactly.
 
-    Every finite value fits bfloat16, float32 and float64 without rounding; float16 overflows
-    or rounds where the scale is extreme.
+    Every value below 2 ** 128 fits bfloat16 and float32 without rounding; larger ones, which only
+    scale bytes 253 and 254 can make, become infinite, as in transformers. float16 overflows or
+    rounds at far smaller scales.
 
     Args:
         blocks: code bytes, 16 for each block of 32 weights; [..., rows, in / 32, 16].
@@ -115,7 +116,7 @@ def quantize(
     Raises:
         ShapeError: a last axis that cannot be cut into blocks, or values that are not finite.
     """
-    width = weights.shape[-1] if weights.ndim else 0
+    width = weights.shape[-1] if weights.ndim else 1
     if width % BLOCK or not weights.is_floating_point():
         raise ShapeError(
             f"quantize needs floating-point rows whose length is a multiple of {BLOCK}, got "
