@@ -181,6 +181,15 @@ def test_make_targets_named_in_the_text_exist():
         assert named <= targets, f"{page}: {named - targets}"
 
 
+def test_code_in_the_readme_runs(capsys: pytest.CaptureFixture[str]):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert "47" in capsys.readouterr().out  # the answer that the first example asks for
+
+
 def test_notebooks_import_nothing_beyond_the_package():
     allowed = {
         "gptoss_lite", "IPython", "ipywidgets", "matplotlib", "numpy", "safetensors", "torch",

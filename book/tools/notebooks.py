@@ -218,6 +218,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="run: write here and leave the chapters alone")
     options = parser.parse_intermixed_args(argv)
     files = [path.resolve() for path in options.files] or sorted(CHAPTERS.glob("*.ipynb"))
+    missing = [shown(path) for path in files if not path.is_file()]
+    if missing:
+        print(f"notebooks: no such file: {', '.join(missing)}", file=sys.stderr)
+        return 2
     found = 0
     for path in files:
         if options.command == "run":
