@@ -90,8 +90,13 @@ def main() -> None:
         parser.error(f"unknown experiment {unknown}: choose from {list(EXPERIMENTS)}")
     if args.smoke and args.out == OUT:
         parser.error("--smoke would overwrite the recorded results: give another --out")
-    for name in EXPERIMENTS if args.all else args.names:
-        print(run(EXPERIMENTS[name], args.out, args.seeds, args.smoke)["finding"])
+    names = list(EXPERIMENTS) if args.all else args.names
+    findings = {}
+    for seed in args.seeds:  # one seed of each first: the signs are known early
+        for name in names:
+            findings[name] = run(EXPERIMENTS[name], args.out, [seed], args.smoke)["finding"]
+    for name, finding in findings.items():
+        print(f"\n{name}: {finding}")
 
 
 if __name__ == "__main__":

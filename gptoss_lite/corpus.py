@@ -27,8 +27,8 @@ SPLIT_SEED = 0
 class Corpus:
     """The two halves of the split; each row is BOS and the 1,024 bytes after it."""
 
-    train: Int[Tensor, "blocks row"]
-    validation: Int[Tensor, "blocks row"]
+    train: Int[Tensor, "learned row"]
+    validation: Int[Tensor, "held_out row"]
 
 
 def text() -> bytes:

@@ -105,7 +105,7 @@ def by_length(
                 label=arm["label"] if first else None,
             )
     ax.axvline(trained, color="gray", linestyle=":", linewidth=1)
-    ax.text(trained, 0.98, " trained here", transform=ax.get_xaxis_transform(), va="top", size=8)
+    ax.text(trained, 0.02, " trained here", transform=ax.get_xaxis_transform(), size=8)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     ax.set_xlabel("window (tokens)")
