@@ -27,7 +27,7 @@ Every claim that started this book, with its verdict and the chapter that decide
 The occasion was a short retelling of Sebastian Raschka's article {cite}`raschka2025gptoss`. It
 makes {total} statements of fact or cause. Each was held against its source, a calculation or an
 experiment. "Wrong as stated" is about a statement as it was retold, which is often not how its
-source has it. The figures below are computed by the package, or cited from the source that is named.
+source has it. The figures below are computed by the package, or cited from the named source.
 """
 
 
