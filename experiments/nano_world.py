@@ -17,7 +17,7 @@ The synthetic text is written for this book and is licensed like it (Apache-2.0)
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -130,11 +130,15 @@ class Stage:
     full_system: float
     max_numbers: int
     max_facts: int
+    max_words: int
     history: float
+    copying: bool = False  # draw more of the tasks that look something up in the prompt
 
 
-EASY = Stage(full_system=0.25, max_numbers=3, max_facts=3, history=0.0)
-FULL = Stage(full_system=0.65, max_numbers=5, max_facts=6, history=0.1)
+EASY = Stage(full_system=0.25, max_numbers=3, max_facts=3, max_words=3, history=0.0)
+FULL = Stage(full_system=0.65, max_numbers=5, max_facts=6, max_words=6, history=0.1)
+# Sums are learned first; then words to repeat, up to twelve, teach the model to look back.
+COPY = Stage(full_system=0.65, max_numbers=5, max_facts=6, max_words=12, history=0.1, copying=True)
 
 
 @dataclass(frozen=True)
@@ -279,7 +283,7 @@ def _recall(rng: random.Random, stage: Stage) -> Task:
 
 
 def _repeat(rng: random.Random, stage: Stage) -> Task:
-    words = rng.sample(OBJECTS + ANIMALS + COLORS, rng.randint(2, stage.max_facts))
+    words = rng.sample(OBJECTS + ANIMALS + COLORS, rng.randint(2, stage.max_words))
     line = " ".join(words)
     medium = f"The words are {line}."
     high = f"{medium} Check: {len(words)} words, the first is {words[0]}, the last is {words[-1]}."
@@ -366,16 +370,18 @@ def _about(rng: random.Random, stage: Stage) -> Task:
     return Task(question, answer, "", _pieces(medium), _pieces(high))
 
 
-TASKS: dict[str, tuple[float, Callable[[random.Random, Stage], Task]]] = {
-    "add": (0.34, _addition),
-    "sort": (0.12, _sorting),
-    "recall": (0.16, _recall),
-    "repeat": (0.07, _repeat),
-    "capital": (0.07, _capital),
-    "count": (0.12, _counting),
-    "story": (0.08, _story),
-    "about": (0.04, _about),
+TASKS: dict[str, Callable[[random.Random, Stage], Task]] = {
+    "add": _addition,
+    "sort": _sorting,
+    "recall": _recall,
+    "repeat": _repeat,
+    "capital": _capital,
+    "count": _counting,
+    "story": _story,
+    "about": _about,
 }
+SHARES = (0.34, 0.12, 0.16, 0.07, 0.07, 0.12, 0.08, 0.04)  # in the order of TASKS
+COPYING_SHARES = (0.18, 0.14, 0.20, 0.20, 0.04, 0.12, 0.09, 0.03)
 PROSE_SHARE = 0.03
 DOMAINS = (*TASKS, "prose")
 
@@ -383,7 +389,7 @@ DOMAINS = (*TASKS, "prose")
 def draw_task(rng: random.Random, domain: str, stage: Stage, *, held_out: bool) -> Task:
     """Draw a task until its reservation matches: reserved questions only when held out."""
     for _ in range(1_000):
-        task = TASKS[domain][1](rng, stage)
+        task = TASKS[domain](rng, stage)
         if not task.key and domain != "add":
             return task  # a closed list of questions, such as the capitals: nothing to reserve
         if reserved(task.key) == held_out:
@@ -442,8 +448,7 @@ def document(seed: int, index: int, stage: Stage = FULL, *, prose: bool = True) 
     rng = random.Random(f"nano {seed} {index}")
     if prose and rng.random() < PROSE_SHARE:
         return prose_document(rng, held_out=False)
-    domains, shares = zip(*((name, share) for name, (share, _) in TASKS.items()), strict=True)
-    domain = rng.choices(domains, shares)[0]
+    domain = rng.choices(tuple(TASKS), COPYING_SHARES if stage.copying else SHARES)[0]
     effort = rng.choices(EFFORTS, (0.34, 0.38, 0.28))[0]
     return chat_document(rng, domain, effort, stage)
 
@@ -453,7 +458,7 @@ def held_out_document(seed: int, index: int, domain: str, effort: str) -> Docume
     rng = random.Random(f"nano held out {seed} {index} {domain} {effort}")
     if domain == "prose":
         return prose_document(rng, held_out=True)
-    stage = Stage(1.0, FULL.max_numbers, FULL.max_facts, history=0.0)
+    stage = replace(FULL, full_system=1.0, history=0.0)
     held = domain not in ("capital", "about")
     return chat_document(rng, domain, effort, stage, held_out=held)
 

@@ -48,6 +48,7 @@ class Recipe:
     steps: int
     seed: int = 0
     easy_steps: int = 600  # short lists and short system messages first
+    copy_from: int = 1_700  # from here on more copying and fewer sums
     documents_per_step: int = 40
     micro_batches: int = 4  # different lengths, so different tasks, in every step
     peak_lr: float = 2e-3
@@ -66,6 +67,12 @@ class Recipe:
         """Give the learning rate: warm-up, constant, then down to zero."""
         decay = max(1, int(self.decay_share * self.steps))
         return self.peak_lr * min(1.0, (step + 1) / self.warmup, (self.steps - step) / decay)
+
+    def stage(self, step: int) -> nano_world.Stage:
+        """Give the curriculum's stage."""
+        if step < self.easy_steps:
+            return nano_world.EASY
+        return nano_world.FULL if step < self.copy_from else nano_world.COPY
 
 
 SMOKE = Recipe(
@@ -128,8 +135,7 @@ def _pool(tokenizer: Tokenizer, recipe: Recipe, pool: int) -> list[list[Example]
     padded only to its own part's longest. Parts of one length band change places at random.
     """
     count = recipe.documents_per_step * POOL_STEPS
-    easy = pool * POOL_STEPS < recipe.easy_steps
-    stage = nano_world.EASY if easy else nano_world.FULL
+    stage = recipe.stage(pool * POOL_STEPS)
     examples = [
         tokenize(tokenizer, nano_world.document(recipe.seed, index, stage, prose=recipe.prose))
         for index in range(pool * count, (pool + 1) * count)
