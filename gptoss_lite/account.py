@@ -24,8 +24,9 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     attention = 2 * c.d_model * (q_width + kv_width)
     attention += (q_width + 2 * kv_width + c.d_model) * c.attn_bias
-    attention += c.n_heads * c.sinks + 2 * c.head_dim * c.qk_norm
-    norm = c.d_model * (2 if c.norm == "layernorm" else 1)
+    per_norm = 2 if c.norm == "layernorm" else 1  # a scale, and LayerNorm's bias
+    attention += c.n_heads * c.sinks + 2 * c.head_dim * per_norm * c.qk_norm
+    norm = c.d_model * per_norm
     n_in = 1 if c.ffn == "gelu" else 2
     weights, biases = (n_in + 1) * c.d_model * c.d_ff, n_in * c.d_ff + c.d_model
     kind, copies = ("expert", c.moe.n_experts) if c.moe else ("ffn", 1)

@@ -104,7 +104,7 @@ class ModelConfig:
     moe: MoEConfig | None = None
     attn_bias: bool = True  # on q, k, v and o
     ffn_bias: bool = True  # on every matrix of the MLP or of the experts
-    qk_norm: bool = False  # RMSNorm over each head's q and k, before the rotation
+    qk_norm: bool = False  # the norm over each head's q and k too, before the rotation
     sinks: bool = False
     sliding_window: int | None = None  # keys a query sees in an "S" layer, itself included
     layer_pattern: str = "F"  # S = sliding, F = full; repeated over the layers
@@ -189,11 +189,11 @@ class ModelConfig:
 
 
 def _check_sizes(c: ModelConfig) -> None:
-    for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
-        if (value := getattr(c, name)) < 1:
-            raise ConfigError(f"{name}={value} must be at least 1.")
-    if c.context < 1:
-        raise ConfigError(f"context={c.context} must be at least 1 token.")
+    sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
+    for name in (*sizes, "context"):
+        value = getattr(c, name)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r} must be a whole number of at least 1.")
     if c.n_heads % c.n_kv_heads:
         allowed = [k for k in range(1, c.n_heads + 1) if c.n_heads % k == 0]
         raise ConfigError(
@@ -260,6 +260,11 @@ def _from_gpt2(raw: dict[str, Any]) -> dict[str, Any]:
     if (act := raw.get("activation_function", "gelu_new")) not in ("gelu_new", "gelu_pytorch_tanh"):
         raise ConfigError(f"activation_function={act!r} is not GPT-2's tanh GELU, 'gelu_new'.")
     width, heads = raw["n_embd"], raw["n_head"]
+    if width % heads:
+        raise ConfigError(
+            f"n_embd={width} cannot be cut into n_head={heads} heads: {width} / {heads} is not "
+            "whole. Download config.json again."
+        )
     return {
         "vocab_size": raw["vocab_size"],
         "d_model": width,
@@ -394,7 +399,8 @@ def _shared_sizes(raw: dict[str, Any]) -> dict[str, Any]:
 def _rope_entries(raw: dict[str, Any]) -> dict[str, Any]:
     """Join rope_theta and rope_scaling, which transformers 5 writes as one rope_parameters."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    return {"rope_theta": raw.get("rope_theta", 10_000.0), **scaling}
+    # No default: the families have different ones, and a wrong base fails silently.
+    return {key: raw[key] for key in ("rope_theta",) if key in raw} | scaling
 
 
 def _yarn(rope: dict[str, Any]) -> YarnConfig | None:
