@@ -69,9 +69,8 @@ def table() -> Shown:
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     titles = "".join(f'<th scope="col">{name}</th>' for name in head)
     lines = [f"{c.id}  {c.chapter:<7}  {c.verdict:<15}  {c.claim}" for c in load()]
-    return Shown(
-        f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>", "\n".join(lines)
-    )
+    grid = f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+    return Shown(framed("All claims", grid), "\n".join(lines))
 
 
 def counts() -> dict[str, int]:

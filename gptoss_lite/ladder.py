@@ -115,27 +115,32 @@ def show_ledger(*names: str) -> None:
 
     Example:
         >>> show_ledger("gpt-oss-20b")
-                                                            gpt-oss-20b
-        parameters                                       20,914,757,184
-        active parameters per token                       3,608,307,264
-        weights in bfloat16, GiB                                  38.96
-        weights as published, GiB                                 12.82
-        KV cache in bfloat16, KiB per further token               24.00
-        KV cache in bfloat16, GiB at 4,096 tokens                  0.10
-        matrix products, GFLOP per token                           7.21
-        scores and mixing at 4,096 tokens, GFLOP                   0.83
+                                           gpt-oss-20b
+        parameters                      20,914,757,184
+        active parameters per token      3,608,307,264
+        weights in bfloat16, GiB                 38.96
+        weights as published, GiB                12.82
+        KV cache, KiB per new token              24.00
+        KV cache at 4,096 tokens, GiB             0.10
+        matrices, GFLOP per token                 7.21
+        attention at 4,096, GFLOP                 0.83
+        GiB is 2**30 bytes. The KV cache is in bfloat16. GFLOP is 10**9, a multiply-add counts two.
     """
     names = names or LEDGER_MODELS
-    print(f"{'':<45}" + "".join(f"{name:>18}" for name in names))
+    print(f"{'':<30}" + "".join(f"{name:>16}" for name in names))
     for label, count in _LEDGER.items():
         values = (count(PRESETS[name]) for name in names)
         cells = (f"{v:,}" if isinstance(v, int) else f"{v:,.2f}" for v in values)
-        print(f"{label:<45}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{label:<30}" + "".join(f"{cell:>16}" for cell in cells))
+    print(_UNITS)
     for name in names:
         if (context := PRESETS[name].context) < 4_096:
-            print(f"{name} cannot read more than {context:,} tokens; at 4,096 it would cost this.")
+            print(f"{name} reads at most {context:,} tokens; the rows at 4,096 are arithmetic.")
 
 
+_UNITS = (
+    "GiB is 2**30 bytes. The KV cache is in bfloat16. GFLOP is 10**9, a multiply-add counts two."
+)
 _LEDGER: dict[str, Callable[[ModelConfig], float]] = {
     "parameters": account.parameters,
     "active parameters per token": lambda c: account.parameters(c, active=True),
@@ -143,14 +148,12 @@ _LEDGER: dict[str, Callable[[ModelConfig], float]] = {
         lambda c: account.weight_bytes(c, dense="bfloat16", experts="bfloat16") / account.GIB
     ),
     "weights as published, GiB": lambda c: account.weight_bytes(c) / account.GIB,
-    "KV cache in bfloat16, KiB per further token": (
+    "KV cache, KiB per new token": (
         lambda c: (account.kv_bytes(c, 4_097) - account.kv_bytes(c, 4_096)) / 2**10
     ),
-    "KV cache in bfloat16, GiB at 4,096 tokens": (
-        lambda c: account.kv_bytes(c, 4_096) / account.GIB
-    ),
-    "matrix products, GFLOP per token": lambda c: account.matmul_flops(c) / 1e9,
-    "scores and mixing at 4,096 tokens, GFLOP": (lambda c: account.attention_flops(c, 4_096) / 1e9),
+    "KV cache at 4,096 tokens, GiB": lambda c: account.kv_bytes(c, 4_096) / account.GIB,
+    "matrices, GFLOP per token": lambda c: account.matmul_flops(c) / 1e9,
+    "attention at 4,096, GFLOP": lambda c: account.attention_flops(c, 4_096) / 1e9,
 }
 
 

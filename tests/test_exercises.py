@@ -125,6 +125,13 @@ def test_an_exception_is_one_sentence_with_the_line():
     assert second.startswith("  input     q = float tensor [2, 4, 4], k = ")
 
 
+def test_an_operation_that_torch_lacks_is_not_a_stub():
+    def causal_mask(n):
+        raise NotImplementedError("no such kernel")
+
+    assert "with NotImplementedError: no such kernel" in judge("ch01.ex1", causal_mask).text
+
+
 def test_a_function_of_the_wrong_kind_is_explained():
     assert "before your code ran, with TypeError" in judge("ch01.ex1", lambda: 1).text
     assert judge("ch01.ex1", 3).text == (

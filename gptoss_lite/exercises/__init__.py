@@ -22,6 +22,9 @@ from gptoss_lite.shown import Shown, box, code, folded, inline
 __all__ = ["Exercise", "Judgement", "check", "exercise", "hint", "judge", "solution", "stub"]
 
 
+_WAITS = "waits for your code"
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What `check` says about an answer."""
@@ -56,12 +59,9 @@ def judge(id: str, answer: object) -> Judgement:
         return Judgement(False, f"{id}: give the function itself, as in {example}.")
     cases = this.cases + this.hidden
     for number, arguments in enumerate(cases, start=1):
-        try:
-            problem = _problem(this, answer, arguments)
-        except NotImplementedError:
-            return Judgement(False, f'{id}: waits for your code. For help: hint("{id}").')
-        if problem:
-            return Judgement(False, f"{id}: case {number} of {len(cases)} {problem}")
+        if problem := _problem(this, answer, arguments):
+            place = "" if problem.startswith(_WAITS) else f"case {number} of {len(cases)} "
+            return Judgement(False, f"{id}: {place}{problem}")
     return Judgement(True, f"{id}: all {len(cases)} cases pass.")
 
 
@@ -113,9 +113,9 @@ def _problem(
     expected = this.solution(*copy.deepcopy(arguments))
     try:
         got = answer(*copy.deepcopy(arguments))
-    except NotImplementedError:  # a stub
-        raise
     except Exception as error:
+        if isinstance(error, NotImplementedError) and not error.args:  # a stub's own
+            return f'{_WAITS}. For help: hint("{this.id}").'
         return f"stopped {_where(error, answer)}\n  input     {_input(this, arguments)}"
     found = first_difference(got, expected, this.tolerance)
     if found is None:

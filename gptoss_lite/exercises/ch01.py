@@ -42,7 +42,7 @@ def _without_cube(x: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return what each query reads, causally; q, k and v have the shape [heads, length, width]."""
+    """Return what each query reads, causally; q, k, v are [heads, length, width]."""
     n = q.shape[-2]
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     future = torch.ones(n, n, dtype=torch.bool).triu(1)
@@ -50,7 +50,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def broken_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return what each query reads, causally; q, k and v have the shape [heads, length, width]."""
+    """Return what each query reads, causally; q, k, v are [heads, length, width]."""
     n = q.shape[-2]
     scores = q @ k.transpose(-1, -2) / math.sqrt(n)
     future = torch.ones(n, n, dtype=torch.bool).triu(1)
