@@ -118,3 +118,11 @@ def test_everything_is_escaped(monkeypatch: pytest.MonkeyPatch):
 def test_a_chapter_without_a_quiz_is_explained():
     with pytest.raises(GptOssLiteError, match=r"no quiz of chapter '99'\. Chapters: 00, 01"):
         quiz.show("99")
+
+
+@each
+def test_the_notebook_shows_the_quiz(chapter: str):
+    for path in (FOLDER.parents[2] / "chapters").glob(f"{chapter}_*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        assert code.count(f'quiz.show("{chapter}")') == 1, path.name
