@@ -1,7 +1,7 @@
 """Train `gpt-oss-nano`, the bundled model, on the made-up world of `nano_world.py`.
 
-    python experiments/train_nano.py --steps 4000 --out runs/nano           # the real thing
-    python experiments/train_nano.py --steps 4000 --out runs/nano --resume  # go on after a stop
+    python experiments/train_nano.py --steps 3500 --out runs/nano           # the real thing
+    python experiments/train_nano.py --steps 3500 --out runs/nano --resume  # go on after a stop
     python experiments/train_nano.py --smoke --out runs/smoke               # under a minute
 
 Everything is counted in steps, never in seconds, and the data of a step depends on the seed and
@@ -497,7 +497,7 @@ def train(
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--steps", type=int, default=3_500)
     parser.add_argument("--out", type=Path, required=True, help="folder for log, state and export")
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, 24 steps")
