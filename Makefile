@@ -16,6 +16,9 @@ TORCH ?= 2.13.0
 STAMP := .venv/.installed
 WORKERS ?= 2
 CHAPTERS := $(sort $(wildcard chapters/*.ipynb))
+# Tests and chapters use one thread each: the models are small, and threads that wait for
+# a busy core cost far more than the second core gives.
+ONE := OMP_NUM_THREADS=1
 # The chapter that does the main job: load, generate, draw sinks and routing.
 MAIN := $(wildcard chapters/14_real_weights.ipynb)
 
@@ -67,22 +70,22 @@ lint-notebooks: $(STAMP)
 test: test-unit test-notebooks ## every test: unit, parity, doctests, notebooks
 
 test-unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(ONE) $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 test-notebooks: $(STAMP) ## run each chapter and compare with its committed outputs
 ifneq ($(CHAPTERS),)
-	OMP_NUM_THREADS=2 $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 300 \
+	$(ONE) $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 300 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg -n $(WORKERS) --dist loadfile $(CHAPTERS)
 else
 	@echo "No chapters yet."
 endif
 
 notebooks: $(STAMP) ## run every chapter from scratch and keep the outputs
-	OMP_NUM_THREADS=2 $(PY) book/tools/notebooks.py run
+	$(ONE) $(PY) book/tools/notebooks.py run
 
 book: $(STAMP) ## run the main chapter, build the site, check it
 ifneq ($(MAIN),)
-	OMP_NUM_THREADS=2 $(PY) book/tools/notebooks.py run --to _build/run $(MAIN)
+	$(ONE) $(PY) book/tools/notebooks.py run --to _build/run $(MAIN)
 endif
 	$(PY) book/tools/vendor.py
 	.venv/bin/jupyter-book build . -W -n --keep-going --all --quiet
