@@ -117,7 +117,7 @@ class PageWidget(anywidget.AnyWidget):
         """Write one HTML file with the data and the drawing in it; it loads nothing."""
         path = Path(path)
         parts = {
-            "policy": _escape(_POLICY),
+            "policy": _POLICY,
             "title": _escape(self.title),
             "widget": self.html(),
             "script": page_script(self.view),
@@ -170,7 +170,7 @@ def origin(about: Mapping[str, Any]) -> str:
     return f"{about['model']}, {'synthetic' if about['synthetic'] else 'recorded'}"
 
 
-def percent(part: float) -> str:
+def percent(part: float | np.floating) -> str:
     """Show a share as whole percents."""
     return f"{100 * part:.0f}%"
 

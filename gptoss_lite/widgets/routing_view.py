@@ -115,7 +115,9 @@ def _kept(ids: Integer[np.ndarray, "L T A"]) -> Float[np.ndarray, " L"]:
     return (ids[:, 1:, :, None] == ids[:, :-1, None, :]).any(-1).sum(-1).mean(-1)
 
 
-def _summary(load: Float[np.ndarray, "L E"], kept: float, n_tokens: int, n_active: int) -> str:
+def _summary(
+    load: Float[np.ndarray, "L E"], kept: float | np.floating, n_tokens: int, n_active: int
+) -> str:
     n_experts = load.shape[1]
     layer, expert = divmod(int(load.argmax()), n_experts)
     return (

@@ -127,6 +127,7 @@ function finish(ui, note) {
 
 function control(ui, label, input, show, ...more) {
   ui.updates.push(show);
+  input.setAttribute("aria-label", label);
   ui.controls.append(h("label", {}, h("span", {}, label), ...more, input));
 }
 
@@ -153,16 +154,16 @@ function choice(ui, name, label, options) {
   control(ui, label, input, () => (input.value = ui.model.get(name)));
 }
 
-// The text itself: a click selects a token, the bar under it is as thick as its value.
-function strip(ui, tokens, value, selected, pick) {
+// The text itself: a click selects a token, the bar under it is as thick as its value, 0 to 1.
+function strip(ui, tokens, values, selected, pick) {
   const spans = tokens.map(quoted);
-  const area = h("div", { class: "strip", tabindex: 0, role: "region", "aria-label": `Tokens: ${ui.title}` });
+  const area = h("div", { class: "strip", tabindex: 0, role: "group", "aria-label": `Tokens: ${ui.title}` });
   area.addEventListener("click", ({ target }) => spans.includes(target) && pick(spans.indexOf(target)));
   spans.forEach((span, i) => area.append(span, ...(tokens[i].includes("\n") ? [h("br")] : [])));
   ui.box.append(area);
   let last;
   ui.updates.push(() => {
-    spans.forEach((span, i) => span.style.setProperty("--v", value(i).toFixed(2)));
+    values().forEach((v, i) => spans[i].style.setProperty("--v", Math.min(1, v).toFixed(2)));
     if (last === selected()) return;
     spans[last]?.classList.remove("on");
     spans[(last = selected())].classList.add("on");
@@ -228,21 +229,27 @@ function heat(ui, g, area, value, name, row, column) {
   g.imageSmoothingEnabled = columns > g.canvas.width; // else columns would be lost
   g.drawImage(small, x, y, width, height);
   const cell = width / columns;
-  if (row !== undefined) frame(ui, g, x, y + row * size, width, size);
-  if (column !== undefined) frame(ui, g, x + column * cell, y, cell, height);
+  if (row !== undefined) frame(g, x, y + row * size, width, size);
+  if (column !== undefined) frame(g, x + column * cell, y, cell, height);
   g.fillStyle = ui.color("muted");
   g.textAlign = "right";
   for (let r = 0; r < rows; r += Math.ceil(12 / size)) g.fillText(name(r), x - 5, y + (r + 0.5) * size);
   ticks(g, area);
 }
 
-// A frame around a cell, a row or a column, outside it, on light and dark colors.
-function frame(ui, g, x, y, width, height) {
-  for (const [color, out] of [["bg", 2], ["fg", 1]]) {
-    g.strokeStyle = ui.color(color);
-    g.lineWidth = 3 - out;
-    g.strokeRect(x - out + 0.5, y - out + 0.5, width + 2 * out - 1, height + 2 * out - 1);
+// A frame around a cell, a row or a column, in sight on any color.
+function frame(g, x, y, width, height) {
+  for (const [color, thick] of [["#fff", 3.5], ["#000", 1.5]]) {
+    g.strokeStyle = color;
+    g.lineWidth = thick;
+    g.strokeRect(x - 1, y - 1, width + 2, height + 2);
   }
+}
+
+// The end of a color scale or an axis: a round number above all but a few of the values.
+function scaleEnd(values, share = 1) {
+  const most = Float32Array.from(values).sort()[Math.floor(share * (values.length - 1))];
+  return [0.05, 0.1, 0.2, 0.4, 0.6, 0.8].find((end) => most <= end) ?? 1;
 }
 
 function ticks(g, { x, y, width, height, columns, stride }) {
@@ -256,7 +263,7 @@ function ticks(g, { x, y, width, height, columns, stride }) {
 // --- tables and files ---
 
 function tableBelow(ui) {
-  const place = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${ui.title}` });
+  const place = h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": `Table: ${ui.title}` });
   const details = h("details", {}, h("summary", {}, "Show as table"), place);
   const line = (row, tag, attributes) =>
     h("tr", {}, ...row.map((v) => h(tag, attributes, v?.token === undefined ? v : quoted(v.token))));

@@ -49,7 +49,7 @@ function render({ model, el }) {
   slider(ui, "expert", "Follow expert", 0, E - 1, 1, String);
   choice(ui, "color", "Overview shows", COLORS);
 
-  const overview = grid(L, T), map = { ...grid(E, T), right: 128 };
+  const overview = grid(L, T), map = { ...grid(E, T), right: 104 };
   plot(ui, {
     area: overview,
     ramp: () => ({ weight: [percent(low), percent(top)], kept: [0, A], expert: ["0%", percent(top)] })[at().color],
@@ -83,7 +83,8 @@ function render({ model, el }) {
       ui.set(x > map.x + map.width ? { expert } : { expert, token });
     },
   });
-  strip(ui, tokens, (t) => shown[at().color](at().layer, t) ?? 0, () => at().token, (token) => ui.set({ token }));
+  const values = () => tokens.map((_, t) => shown[at().color](at().layer, t) ?? 0);
+  strip(ui, tokens, values, () => at().token, (token) => ui.set({ token }));
   const dropped = model.get("dropped");
   return finish(ui,
     `Empty cells: the expert did not work. Under the text the bars show the same as the overview, for this layer. ` +

@@ -52,26 +52,27 @@ function render({ model, el }) {
 
   const overview = grid(L, H, 1, 26), line = { x: 40, y: 6, height: Math.max(110, L * overview.size), columns: T, stride };
   const layerMap = grid(H, T, stride);
-  const meanTop = () => roundUp(means);
-  const layerTop = () => roundUp(masses.subarray(at().layer * H * T, (at().layer + 1) * H * T));
+  const meanEnd = () => scaleEnd(means);
+  // The first tokens have few keys to read; their masses would leave the rest dark.
+  const layerEnd = () => scaleEnd(masses.subarray(at().layer * H * T, (at().layer + 1) * H * T), 0.95);
   plot(ui, {
     half: true,
     area: overview,
-    ramp: () => ["0%", percent(meanTop())],
-    caption: () => "Mean sink mass, layer (S sliding, F full) by head",
+    ramp: () => ["0%", percent(meanEnd())],
+    caption: () => "Mean sink mass, layer by head",
     label: () => {
       const top = means.indexOf(Math.max(...means));
       return `Mean sink mass of ${L} layers by ${H} heads; most in layer ${Math.floor(top / H)} head ${top % H}, ${percent(means[top])}`;
     },
     draw(g) {
-      const { layer, head } = at(), { x, y, size, width } = overview, cell = width / H, top = meanTop();
-      heat(ui, g, overview, (l, k) => means[l * H + k] / top, mark);
+      const { layer, head } = at(), { x, y, size, width } = overview, cell = width / H, end = meanEnd();
+      heat(ui, g, overview, (l, k) => means[l * H + k] / end, mark);
       if (cell > 26 && size > 13)
         means.forEach((v, k) => {
-          g.fillStyle = v > top / 2 ? "#000" : "#fff";
+          g.fillStyle = v > end / 2 ? "#000" : "#fff";
           g.fillText(Math.round(100 * v), x + ((k % H) + 0.5) * cell, y + (Math.floor(k / H) + 0.5) * size);
         });
-      frame(ui, g, x + head * cell, y + layer * size, cell, size);
+      frame(g, x + head * cell, y + layer * size, cell, size);
     },
     pick(x, y) {
       const [layer, head] = cellAt(overview, x, y);
@@ -85,7 +86,7 @@ function render({ model, el }) {
     label: () => `Sink mass of this head by position: ${percent(mass(0))} at the first token, ${percent(mass(T - 1))} at the last`,
     draw(g) {
       const { layer, i } = at();
-      line.top = Math.max(roundUp(range(T).map(mass)), shift ? roundUp(range(T).map(learned)) : 0);
+      line.end = scaleEnd(range(T).flatMap((k) => [mass(k), shift ? learned(k) : 0]));
       axes(ui, g, line, windows[layer], mass);
       if (shift) curve(g, line, learned, ui.color("muted"), [4, 3]);
       curve(g, line, mass, ui.color("accent"), []);
@@ -95,21 +96,22 @@ function render({ model, el }) {
   });
   plot(ui, {
     area: layerMap,
-    ramp: () => ["0%", percent(layerTop())],
+    ramp: () => ["0%", `${percent(layerEnd())} or more`],
     caption: () => `Layer ${at().layer} (${kind(at().layer)}): sink mass, head by position`,
     label: () => `Sink mass of ${H} heads by ${T} positions in layer ${at().layer}`,
     draw(g) {
-      const { layer, head, i } = at(), top = layerTop();
-      heat(ui, g, layerMap, (k, c) => masses[(layer * H + k) * T + c] / top, String, head, i);
+      const { layer, head, i } = at(), end = layerEnd();
+      heat(ui, g, layerMap, (k, c) => masses[(layer * H + k) * T + c] / end, String, head, i);
     },
     pick(x, y) {
       const [head, i] = cellAt(layerMap, x, y);
       ui.set({ head, token: i * stride });
     },
   });
-  strip(ui, tokens, mass, () => at().i, (i) => ui.set({ token: i * stride }));
+  const shares = () => ((end) => range(T).map((i) => mass(i) / end))(layerEnd());
+  strip(ui, tokens, shares, () => at().i, (i) => ui.set({ token: i * stride }));
   return finish(ui,
-    "Sink mass = sigmoid(sink + shift − lse), computed in this page from the recorded log-sum-exp of the scores, " +
+    "S: sliding window, F: full attention. Sink mass = sigmoid(sink + shift − lse), computed in this page from the recorded log-sum-exp of the scores, " +
     `at most ${model.get("error")} off. Each head moves by itself: the layers before it are held fixed, though in the ` +
     `model a shift would change what they hand on.${stride > 1 ? ` Only every ${stride}th position is kept.` : ""}`);
 }
@@ -124,13 +126,7 @@ function margins(model, rows, T) {
   });
 }
 
-// The end of a scale: a round number above all values.
-const roundUp = (values) => {
-  const most = values.reduce((a, b) => Math.max(a, b), 0);
-  return [0.05, 0.1, 0.2, 0.4, 0.6, 0.8].find((end) => most <= end) ?? 1;
-};
-
-const place = ({ x, y, width, height, columns, top }, i, value) => [x + ((i + 0.5) / columns) * width, y + (1 - value / top) * height];
+const place = ({ x, y, width, height, columns, end }, i, value) => [x + ((i + 0.5) / columns) * width, y + (1 - value / end) * height];
 
 function axes(ui, g, area, window, value) {
   g.fillStyle = ui.color("muted");
@@ -139,7 +135,7 @@ function axes(ui, g, area, window, value) {
     const y = area.y + (1 - part) * area.height;
     g.strokeStyle = ui.color("line");
     g.strokeRect(area.x, y, area.width, 0);
-    g.fillText(percent(part * area.top), area.x - 5, y);
+    g.fillText(percent(part * area.end), area.x - 5, y);
   }
   ticks(g, area);
   const full = window === null ? Infinity : (window - 1) / area.stride; // where a window is full for the first time
@@ -150,7 +146,7 @@ function axes(ui, g, area, window, value) {
   g.strokeRect(x, area.y, 0, area.height);
   g.setLineDash([]);
   g.textAlign = right ? "left" : "right";
-  g.fillText("window full", x + (right ? 5 : -5), area.y + (value(Math.floor(full)) > area.top / 2 ? 0.92 : 0.08) * area.height);
+  g.fillText("window full", x + (right ? 5 : -5), area.y + (value(Math.floor(full)) > area.end / 2 ? 0.92 : 0.08) * area.height);
 }
 
 function curve(g, area, value, color, dash) {

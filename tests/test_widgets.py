@@ -1,0 +1,358 @@
+"""Page widgets: what is saved is stable, safe, small and true, with and without a kernel."""
+
+import json
+import re
+import warnings
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from traitlets import TraitError
+
+from gptoss_lite.errors import ShapeError
+from gptoss_lite.recording import Recording, record
+from gptoss_lite.widgets import PageWidget, routing, sinks
+from gptoss_lite.widgets.page import ASSETS, ROWS_SHOWN, from_bytes, module_source, to_bytes
+from gptoss_lite.widgets.routing_view import WEIGHT_ERROR
+from tests import hostile
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\u202eevil",
+    "😀",
+    "\n",
+    "\"'>",
+    "\ud800",
+    "=1+1",
+    "</div>",
+]
+VIEWS = {"sinks": sinks, "routing": routing}
+
+
+class TokenNames:
+    """Stands for a tokenizer: every token is one that could break out of a page."""
+
+    def token(self, i: int) -> str:
+        return HOSTILE[i % len(HOSTILE)] + str(i)
+
+
+def recorded(length: int = 33) -> Recording:
+    """Record random weights whose sizes all differ; the window is 7."""
+    model = hostile.hostile(hostile.GPT_OSS)
+    ids = hostile.tokens(hostile.GPT_OSS, 1, length)[0].tolist()
+    with hostile.without_type_checks():
+        return record(model, TokenNames(), ids)
+
+
+def made_up(L: int, H: int, E: int, A: int, T: int, spread: float = 2.0) -> Recording:
+    """Make a recording of any size up, without a model."""
+    draw = np.random.default_rng(0)
+    sink = draw.normal(0, spread, (L, H)).astype(np.float32)
+    lse = draw.normal(1, spread, (L, H, T)).astype(np.float32)
+    logits = draw.normal(0, 1, (L, T, E)) + draw.normal(0, 1, (L, 1, E))
+    ids = np.argsort(-logits, -1)[..., :A]
+    chosen = np.exp(np.take_along_axis(logits, ids, -1))
+    arrays = {
+        "sink": sink,
+        "lse": lse,
+        "sink_mass": 1 / (1 + np.exp(lse - sink[..., None])),
+        "expert_idx": ids.astype(np.uint8),
+        "expert_w": (chosen / chosen.sum(-1, keepdims=True)).astype(np.float32),
+    }
+    about = {
+        "model": "made up",
+        "synthetic": True,
+        "n_experts": E,
+        "window": [None if layer % 2 else 128 for layer in range(L)],
+        "tokens": [f" token{i}" for i in range(T)],
+    }
+    return Recording(arrays, about)
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return recorded()
+
+
+@pytest.fixture(params=sorted(VIEWS))
+def view(request: pytest.FixtureRequest, recording: Recording) -> PageWidget:
+    return VIEWS[request.param](recording)
+
+
+class Reader(HTMLParser):
+    """Read a page as a browser does: elements, the widget's attributes, and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: Counter[str] = Counter()
+        self.widget: dict[str, str | None] = {}
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        if "data-gl-widget" in dict(attrs):
+            self.widget = dict(attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def state(self) -> dict[str, Any]:
+        return json.loads(self.widget["data-gl-state"] or "")
+
+
+# --- what is saved ------------------------------------------------------------------
+
+
+def test_saved_form_is_the_same_in_each_run(view: PageWidget):
+    again = VIEWS[view.view](recorded())
+    assert again.html() == view.html()
+    assert again.model_id != view.model_id
+    assert view.model_id not in view.html()
+    assert not re.search(r"0x[0-9a-f]{6,}|20\d\d-\d\d", view.html())
+
+
+def test_saved_form_holds_state_sentence_and_table(view: PageWidget):
+    read = Reader(view.html())
+    assert read.widget["class"] == "gl-widget"
+    assert read.widget["data-gl-widget"] == view.view
+    state = read.state()
+    assert list(state) == sorted(state)
+    assert state["tokens"] == view.tokens
+    assert view.describe() in read.text
+    assert read.tags["table"] == 1
+    assert read.tags["tr"] == 1 + min(ROWS_SHOWN, len(view.table()))
+    for name, value in view.table()[0].items():
+        assert name in read.text
+        assert str(value) in read.text
+
+
+def test_saved_form_has_nothing_but_text_and_a_table(view: PageWidget):
+    read = Reader(view.html())
+    assert set(read.tags) == {"div", "p", "table", "thead", "tbody", "tr", "th", "td"}
+    assert read.tags["div"] == 1
+    assert "\n" not in view.html()
+    assert view.html().isascii()
+
+
+def test_names_of_models_are_escaped(recording: Recording):
+    about = {**recording.about, "model": "<img src=x onerror=alert(1)>"}
+    for make in VIEWS.values():
+        read = Reader(make(Recording(recording.arrays, about)).html())
+        assert read.tags["img"] == 0
+        assert "<img" in read.text
+
+
+def test_bundle_has_view_text_and_html(view: PageWidget):
+    data, _ = view._repr_mimebundle_()
+    assert data["text/html"] == view.html()
+    assert data["text/plain"] == repr(view) == view.describe()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "\n" not in data["text/plain"]
+    # ipywidgets 7 displays by this method, without the HTML
+    assert view._ipython_display_ is None
+
+
+def test_title_says_where_the_data_come_from(recording: Recording):
+    bundled = Recording(
+        recording.arrays, {**recording.about, "model": "gpt-oss-nano", "synthetic": False}
+    )
+    for make in VIEWS.values():
+        assert make(recording).title.endswith(" of random weights, synthetic")
+        assert make(bundled).title.endswith(" of gpt-oss-nano, recorded")
+
+
+def test_one_file_holds_everything(view: PageWidget, tmp_path: Path):
+    path = view.save(tmp_path / "view.html")
+    page = path.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//www|<link|@import| src=|url\(", page)
+    assert page.count("<script>") == page.count("</script>") == 1
+    assert "default-src 'none'" in page
+    assert json.dumps((ASSETS / f"{view.view}.js").read_text())[1:-1] in page
+    read = Reader(page)
+    assert read.state() == json.loads(json.dumps(view.state()))
+    assert view.describe() in read.text
+    assert view.save(str(tmp_path / "again.html")).read_text() == page
+
+
+def test_live_module_is_whole(view: PageWidget):
+    source = view._esm
+    assert source == module_source(view.view)
+    for part in ("const CSS = ", "function start(", "export default { render };"):
+        assert source.count(part) == 1
+
+
+def test_selection_is_saved(recording: Recording):
+    state = Reader(sinks(recording, layer=1, head=4, shift=-2, sinks_on=False).html()).state()
+    assert (state["layer"], state["head"], state["shift"], state["sinks_on"]) == (1, 4, -2, False)
+    state = Reader(routing(recording, expert=3, token=5, color="kept").html()).state()
+    assert (state["expert"], state["token"], state["color"]) == (3, 5, "kept")
+
+
+# --- the numbers --------------------------------------------------------------------
+
+
+def test_bytes_are_little_endian():
+    assert to_bytes(np.array([[1, 258]]), "u2") == b"\x01\x00\x02\x01"
+    assert from_bytes(b"\x01\x00\x02\x01", "u2", 2, 1).tolist() == [[1], [258]]
+
+
+def test_a_recordings_masses_follow_from_its_lse(recording: Recording):
+    arrays = recording.arrays
+    lse, sink = arrays["lse"].astype(np.float64), arrays["sink"][..., None]
+    computed = 1 / (1 + np.exp(lse - sink))
+    assert np.abs(computed - arrays["sink_mass"]).max() <= 1e-6
+
+
+@pytest.mark.parametrize(("T", "bits"), [(40, 16), (700, 8)])
+@pytest.mark.parametrize("spread", [0.01, 2.0, 12.0])
+def test_masses_stay_within_the_stated_error(T: int, bits: int, spread: float):
+    recording = made_up(L=3, H=37, E=6, A=2, T=T, spread=spread)
+    view = sinks(recording)
+    assert view.bits == bits
+    assert view.error < (0.03 if bits == 8 else 0.0003)
+    assert np.abs(view.mass() - recording.arrays["sink_mass"]).max() <= view.error
+
+
+def test_shifted_masses_stay_within_the_stated_error(recording: Recording):
+    view = sinks(recording)
+    lse, sink = recording.arrays["lse"], recording.arrays["sink"][..., None]
+    for shift in (-6.0, -1.5, 6.0):
+        view.shift = shift
+        exact = 1 / (1 + np.exp(lse - sink - shift))
+        assert np.abs(view.mass() - exact).max() <= view.error
+    view.sinks_on = False
+    assert not view.mass().any()
+
+
+def test_a_silenced_head_is_drawn(recording: Recording):
+    arrays = dict(recording.arrays)
+    arrays["lse"], arrays["sink_mass"] = arrays["lse"].copy(), arrays["sink_mass"].copy()
+    arrays["lse"][0, 0], arrays["sink_mass"][0, 0] = -np.inf, 1  # what logit(1) leaves
+    arrays["lse"][0, 1], arrays["sink_mass"][0, 1] = np.inf, 0
+    view = sinks(Recording(arrays, recording.about))
+    assert np.abs(view.mass() - arrays["sink_mass"]).max() <= view.error
+    assert (view.layer, view.head) == (0, 0)
+
+
+def test_choices_stay_within_the_stated_error(recording: Recording):
+    ids, weights = routing(recording).choices()
+    assert (ids == recording.arrays["expert_idx"]).all()
+    assert np.abs(weights - recording.arrays["expert_w"]).max() <= WEIGHT_ERROR + 1e-7
+
+
+def test_sink_finding_is_computed(recording: Recording):
+    view, mass = sinks(recording), recording.arrays["sink_mass"].mean(-1)
+    layer, head = np.unravel_index(mass.argmax(), mass.shape)
+    assert f"sinks take {mass.mean():.0%} of" in view.summary
+    assert f"layer {layer} head {head}: {mass.max():.0%}" in view.summary
+    assert (view.layer, view.head, view.token) == (layer, head, mass.shape[-1] and 32)
+    assert len(view.table()) == mass.size
+    assert view.table()[0]["mean sink mass"] == f"{mass.max():.0%}"
+    assert {row["attention"] for row in view.table()} == {"sliding, 7 keys", "full"}
+
+
+def test_routing_finding_is_computed():
+    ids = np.array([[[0, 1], [0, 2], [3, 0]]], np.uint8)  # 1 layer, 3 tokens, 2 of 5 experts
+    arrays = {"expert_idx": ids, "expert_w": np.full(ids.shape, 0.5, np.float32)}
+    about = {"model": "m", "synthetic": True, "n_experts": 5, "tokens": ["a", "b", "c"]}
+    view = routing(Recording(arrays, about))
+    assert view.summary == (
+        "Over 3 tokens the busiest expert, 0 of layer 0, works for 100% of them, 2.5 times an even "
+        "split; 1 of 5 experts never work. A token keeps 1.00 of 2 experts from the one before "
+        "(0.80 by chance)."
+    )
+    assert view.table() == [
+        {
+            "layer": 0,
+            "busiest expert": 0,
+            "works for": "100%",
+            "times an even split": "2.5",
+            "never work": 1,
+            "kept from the token before": "1.00",
+            "mean first weight": "50%",
+        }
+    ]
+
+
+def test_one_token_is_enough():
+    for make in VIEWS.values():
+        view = make(made_up(L=2, H=3, E=5, A=2, T=1))
+        assert Reader(view.html()).state()["token"] == 0
+
+
+# --- sizes --------------------------------------------------------------------------
+
+
+def test_routing_of_24_layers_and_512_tokens_fits():
+    view = routing(made_up(L=24, H=1, E=32, A=4, T=512))
+    assert view.dropped == 0
+    assert len(view.html()) < 200_000
+
+
+@pytest.mark.parametrize(("L", "H", "E", "T"), [(24, 64, 32, 128), (36, 64, 128, 700)])
+def test_large_recordings_are_thinned_and_say_so(L: int, H: int, E: int, T: int):
+    recording = made_up(L=L, H=H, E=E, A=4, T=T)
+    sink_view, routing_view = sinks(recording), routing(recording)
+    assert len(sink_view.html()) < 300_000
+    assert len(routing_view.html()) < 200_000
+    assert sink_view.stride > 1
+    assert sink_view.tokens == recording.about["tokens"][:: sink_view.stride]
+    kept = recording.arrays["sink_mass"][..., :: sink_view.stride]
+    assert np.abs(sink_view.mass() - kept).max() <= sink_view.error
+    assert routing_view.dropped == T - len(routing_view.tokens)
+
+
+def test_scripts_stay_small():
+    sizes = {path.name: path.stat().st_size for path in ASSETS.iterdir()}
+    assert sum(size for name, size in sizes.items() if name.endswith(".js")) < 33_000
+    assert sizes["sinks.js"] < 9_000
+    assert sizes["routing.js"] < 9_000
+
+
+# --- traits and mistakes ------------------------------------------------------------
+
+
+def test_selection_is_observed_and_checked(view: PageWidget):
+    seen: list[int] = []
+    view.observe(lambda change: seen.append(change["new"]), "layer")
+    view.layer = (view.layer + 1) % 4
+    assert seen == [view.layer]
+    for name, value in {
+        "layer": 4,
+        "token": 33,
+        "head" if view.view == "sinks" else "expert": 6,
+    }.items():
+        with pytest.raises(TraitError, match=f"{name}={value} is not in this recording: 0 to "):
+            setattr(view, name, value)
+    before = view.html()
+    view.token = 0
+    assert view.html() != before
+
+
+def test_shift_and_color_are_checked(recording: Recording):
+    with pytest.raises(TraitError, match="shift"):
+        sinks(recording, shift=7)
+    with pytest.raises(TraitError, match="color"):
+        routing(recording, color="rainbow")
+
+
+def test_missing_and_broken_arrays_are_named(recording: Recording):
+    arrays = {name: a for name, a in recording.arrays.items() if name not in ("lse", "expert_w")}
+    broken = {**recording.arrays, "lse": recording.arrays["lse"] * np.nan}
+    with pytest.raises(ShapeError, match=r"no \['lse'\]"):
+        sinks(Recording(arrays, recording.about))
+    with pytest.raises(ShapeError, match=r"no \['expert_w'\]"):
+        routing(Recording(arrays, recording.about))
+    with pytest.raises(ShapeError, match="lse holds NaN"):
+        sinks(Recording(broken, recording.about))
+
+
+def test_no_warnings(recording: Recording, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for make in VIEWS.values():
+            make(recording).save(tmp_path / "view.html")

@@ -1,0 +1,325 @@
+"""Page widgets in a real browser, opened as files: no kernel, no network, keyboard only.
+
+Needs the `playwright` package and a Chromium; without either these tests are skipped. The
+accessibility test also needs `axe-playwright-python`, which carries the checker, axe-core.
+"""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_lite.recording import Recording
+from gptoss_lite.widgets import PageWidget, routing, sinks
+from gptoss_lite.widgets.page import ASSETS
+from tests import test_widgets
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+AXE = importlib.util.find_spec("axe_playwright_python")
+ROOT = Path(__file__).resolve().parents[1]
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+DESKTOP, PHONE = (1000, 900), (390, 844)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
+]
+
+
+class Watched:
+    """A page, with every request that left the machine and everything the console said."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.outside: list[str] = []
+        self.console: list[str] = []
+        page.on("request", lambda request: self._saw(request.url))
+        page.on("console", lambda message: self.console.append(message.text))
+        page.on("pageerror", lambda error: self.console.append(str(error)))
+        page.on("dialog", lambda dialog: self.console.append(dialog.message))
+
+    def _saw(self, url: str) -> None:
+        if not url.startswith(("file:", "blob:", "data:")):
+            self.outside.append(url)
+
+    def open(self, path: Path, n: int = 1) -> None:
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector(f":nth-match([data-gl-ready=true], {n})")
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.gl-widget-live > div')]"
+            ".every(host => host.shadowRoot.querySelector('[role=status]').textContent)"
+        )
+
+    def status(self, nth: int = 0) -> str:
+        return self.page.locator("[role=status]").nth(nth).inner_text()
+
+    def press(self, label: str, *keys: str, nth: int = 0) -> None:
+        control = self.page.get_by_label(label, exact=True).nth(nth)
+        control.focus()
+        for key in keys:
+            control.press(key)
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+
+    def clean(self) -> None:
+        assert self.outside == []
+        assert self.console == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        # a container's root has no sandbox
+        yield driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Watched]:
+    context = browser.new_context(viewport=dict(zip(("width", "height"), DESKTOP, strict=True)))
+    context.set_default_timeout(15_000)
+    watched = Watched(context.new_page())
+    yield watched
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return test_widgets.recorded()
+
+
+@pytest.fixture(params=sorted(test_widgets.VIEWS))
+def view(request: pytest.FixtureRequest, recording: Recording) -> PageWidget:
+    return test_widgets.VIEWS[request.param](recording)
+
+
+@pytest.fixture
+def saved(view: PageWidget, tmp_path: Path) -> Path:
+    return view.save(tmp_path / "view.html")
+
+
+def book_page(folder: Path, *views: PageWidget) -> Path:
+    """Write a page as the book has it: several views and one packed script beside it."""
+    spec = importlib.util.spec_from_file_location("gptoss_book", ROOT / "book/_ext/gptoss_book.py")
+    assert spec is not None
+    assert spec.loader is not None
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    (folder / extension.SCRIPT).write_text(extension.pack(ASSETS), encoding="utf-8")
+    path = folder / "page.html"
+    path.write_text(
+        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Page</title>'
+        f'<script defer src="{extension.SCRIPT}"></script><body><main><h1>Page</h1>'
+        f"{''.join(view.html() for view in views)}</main></body></html>",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_file_is_drawn_and_asks_nobody(page: Watched, saved: Path, view: PageWidget):
+    page.open(saved)
+    assert page.page.locator("canvas").count() >= 2
+    assert view.summary in page.page.locator(".gl").inner_text()
+    drawn = page.page.evaluate(
+        """() => [...document.querySelector('.gl-widget-live > div').shadowRoot
+             .querySelectorAll('canvas')].map(canvas => {
+               const { width, height } = canvas;
+               const { data } = canvas.getContext('2d').getImageData(0, 0, width, height);
+               return new Set(new Uint32Array(data.buffer)).size;
+             })"""
+    )
+    assert min(drawn) > 5  # colors
+    page.clean()
+
+
+def test_keyboard_moves_the_selection(page: Watched, saved: Path, view: PageWidget):
+    page.open(saved)
+    before = page.status()
+    for label in ("Layer", "Token", "Head" if view.view == "sinks" else "Follow expert"):
+        page.press(label, "Home")
+        first = page.status()
+        page.press(label, "ArrowRight")
+        assert page.status() != first
+        text = page.page.get_by_label(label, exact=True).get_attribute("aria-valuetext")
+        assert text.startswith(f"{label.lower()} 1")
+    assert page.status() != before
+    assert "Layer 1" in page.status()
+    assert "token 1 " in page.status()
+    page.clean()
+
+
+def test_moving_the_sinks_agrees_with_python(page: Watched, recording: Recording, tmp_path: Path):
+    view = sinks(recording, layer=1, head=2, token=20)
+    page.open(view.save(tmp_path / "view.html"))
+    assert f"the sink takes {view.mass()[1, 2, 20]:.0%}" in page.status()
+    page.press("Shift all sinks", *["ArrowRight"] * 15)
+    view.shift = 1.5
+    assert f"the sink takes {view.mass()[1, 2, 20]:.0%}" in page.status()
+    page.press("Sinks on", "Space")
+    assert "sinks off, the 21 keys in sight share everything" in page.status()
+    page.clean()
+
+
+def test_routing_agrees_with_python(page: Watched, recording: Recording, tmp_path: Path):
+    view = routing(recording, layer=2, token=9, expert=1)
+    ids, weights = view.choices()
+    page.open(view.save(tmp_path / "view.html"))
+    for expert, weight in zip(ids[2, 9], weights[2, 9], strict=True):
+        assert f"expert {expert} ({weight:.0%})" in page.status()
+    kept = len(set(ids[2, 9]) & set(ids[2, 8]))
+    assert f"{kept} of 3 kept from the token before" in page.status()
+    share = (ids[2] == 1).any(-1).mean()
+    assert f"Expert 1 works for {share:.0%} of the tokens" in page.status()
+    page.clean()
+
+
+def test_a_click_selects(page: Watched, saved: Path):
+    page.open(saved)
+    page.page.locator(".strip bdi").nth(3).click()
+    page.press("Layer", "Home")
+    assert "token 3 " in page.status()
+    page.page.locator("canvas").last.click(position={"x": 60, "y": 10})
+    page.press("Layer", "Home")
+    assert "token 3 " not in page.status()
+    page.clean()
+
+
+def test_letters_stay_inside(page: Watched, saved: Path):
+    page.open(saved)
+    page.page.evaluate(
+        "window.heard = []; document.addEventListener('keydown', event => heard.push(event.key))"
+    )
+    page.press("Layer", "d", "d", "x", "a", "ArrowRight")
+    assert page.page.evaluate("heard") == []
+    assert page.page.locator("[data-lm-suppress-shortcuts=true]").count() == 1
+
+
+def test_hostile_tokens_are_only_text(page: Watched, saved: Path, view: PageWidget):
+    page.open(saved)
+    page.page.get_by_text("Show as table").click()
+    assert page.page.locator("table").count() == 2
+    inside = page.page.evaluate(
+        """() => [...document.querySelector('.gl-widget-live > div').shadowRoot
+             .querySelectorAll('script, img, iframe')].length"""
+    )
+    assert inside == 0
+    strip = page.page.locator(".strip").inner_text()
+    for part in ("<script>alert(1)</script>", "\\u202eevil", "😀", "⏎", "</div>", "=1+1"):
+        assert part in strip
+    assert "\u202e" not in strip
+    page.clean()
+
+
+def test_tables_and_files(page: Watched, saved: Path, view: PageWidget):
+    page.open(saved)
+    for button, ending in (("Save CSV", "csv"), ("Save PNG", "png")):
+        with page.page.expect_download() as download:
+            page.page.get_by_role("button", name=button).click()
+        assert download.value.suggested_filename.endswith(ending)
+        data = Path(download.value.path()).read_bytes()
+        assert data.startswith(b'"' if ending == "csv" else b"\x89PNG")
+        if ending == "csv":
+            lines = data.decode().splitlines()
+            quoted = json.dumps(view.tokens[0], ensure_ascii=False).replace('"', '""')
+            assert any(line.startswith(f'0,"{quoted}",') for line in lines)
+            assert not any(",=" in line for line in lines)
+    page.clean()
+
+
+def test_views_of_one_text_move_together(page: Watched, recording: Recording, tmp_path: Path):
+    views = [sinks(recording), routing(recording), sinks(recording, layer=0, head=0)]
+    page.open(book_page(tmp_path, *views), n=3)
+    page.press("Token", "Home", "ArrowRight", "ArrowRight", nth=1)
+    assert all("token 2 " in page.status(i) for i in range(3))
+    page.press("Layer", "End", nth=0)
+    assert "Layer 3" in page.status(0)
+    assert "Layer 0" in page.status(2)  # each view keeps its own layer
+    page.clean()
+
+
+def test_without_scripts_the_finding_remains(browser: Any, saved: Path, view: PageWidget):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(saved.as_uri())
+    assert page.locator(".gl-widget p").inner_text() == view.describe()
+    assert page.locator(".gl-widget tr").count() > 2
+    context.close()
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_no_sideways_scrolling_and_targets_of_24_pixels(
+    page: Watched, saved: Path, size: tuple[int, int]
+):
+    page.page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+    page.open(saved)
+    page.page.get_by_text("Show as table").click()
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    boxes = page.page.locator("input, select, button, summary").evaluate_all(
+        "nodes => nodes.map(node => node.getBoundingClientRect()).map(r => [r.width, r.height])"
+    )
+    assert len(boxes) >= 7
+    assert min(min(box) for box in boxes) >= 24
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colors_follow_the_theme(page: Watched, saved: Path, scheme: str):
+    page.page.emulate_media(color_scheme=scheme)
+    page.open(saved)
+    box = "document.querySelector('.gl-widget-live > div').shadowRoot.querySelector('.gl')"
+    color = f"getComputedStyle({box}).backgroundColor"
+    shown = {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 28)"}
+    page.page.wait_for_function(f"{color} === '{shown[scheme]}'")
+    other = "light" if scheme == "dark" else "dark"
+    page.page.evaluate(f"document.documentElement.dataset.theme = '{other}'")
+    page.page.wait_for_function(f"{color} === '{shown[other]}'")
+
+
+@pytest.mark.skipif(AXE is None, reason="axe-playwright-python is not installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_accessibility_violations(
+    page: Watched, recording: Recording, tmp_path: Path, scheme: str
+):
+    assert AXE is not None
+    assert AXE.origin is not None
+    page.page.emulate_media(color_scheme=scheme)
+    page.open(book_page(tmp_path, sinks(recording), routing(recording), sinks(recording)), n=3)
+    for summary in page.page.get_by_text("Show as table").all():
+        summary.click()
+    page.page.add_script_tag(path=Path(AXE.origin).with_name("axe.min.js"))
+    found = page.page.evaluate(
+        "rules => axe.run(document, {runOnly: {type: 'tag', values: rules}})", RULES
+    )
+    assert found["passes"]
+    problems = [
+        (rule["id"], rule["impact"], [node["html"][:120] for node in rule["nodes"]])
+        for rule in found["violations"]
+    ]
+    assert problems == []
+
+
+def test_large_recordings_draw_quickly(page: Watched, tmp_path: Path):
+    """24 layers x 256 tokens; the limits are several times what a quiet machine needs."""
+    recording = test_widgets.made_up(L=24, H=64, E=32, A=4, T=256)
+    for view in (sinks(recording), routing(recording)):
+        page.open(view.save(tmp_path / "view.html"))
+        times = page.page.evaluate(
+            """async () => {
+                 const root = document.querySelector('.gl-widget-live > div').shadowRoot;
+                 const slider = root.querySelector('input[type=range]'), times = [];
+                 for (let i = 0; i < 9; i++) {
+                   slider.value = i;
+                   slider.dispatchEvent(new Event('input'));
+                   await new Promise(done => requestAnimationFrame(start => {
+                     times.push(performance.now() - start); done(); }));
+                 }
+                 return times.sort((a, b) => a - b);
+               }"""
+        )
+        assert times[len(times) // 2] < 300  # ms; 60 on a quiet machine
+    page.clean()
