@@ -80,11 +80,11 @@ class Transformer(nn.Module):
         """Draw weights as GPT-2 does: normal, smaller where a block writes to the stream."""
         writes = INIT_STD / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
+            if name.endswith("bias"):  # of experts too, which are tables [E, out]
+                nn.init.zeros_(parameter)
+            elif parameter.ndim > 1:
                 is_write = name.endswith(("attn.o.weight", "ffn.down.weight"))
                 nn.init.normal_(parameter, std=writes if is_write else INIT_STD)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
 
     def forward(
         self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None
@@ -124,6 +124,8 @@ class Transformer(nn.Module):
             )
         if tokens.numel() == 0:
             raise ShapeError("There are no tokens to read: give at least one.")
+        if torch.compiler.is_compiling():
+            return  # a compiled graph cannot look at values
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.vocab_size:
             raise ShapeError(

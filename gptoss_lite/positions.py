@@ -112,6 +112,8 @@ class LearnedPositions(nn.Module):
             ShapeError: a position past the end of the table.
         """
         rows = len(self.weight)
+        if torch.compiler.is_compiling():
+            return self.weight[positions]  # a compiled graph cannot look at values
         if len(positions) and (last := int(positions[-1])) >= rows:
             raise ShapeError(
                 f"Position {last} is past the learned table's {rows} rows. This model cannot read "
