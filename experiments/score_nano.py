@@ -422,7 +422,8 @@ Loss on all chats with one part of the finished model changed:
 {steps:,} steps, {tokens:.1f} M tokens, {hours:.1f} hours on one thread of a busy 2-core x86
 machine, no GPU; seed {seed}, torch {torch}. {documents} documents a step in four micro-batches
 of different lengths; easy documents (short lists, mostly short system messages) for the first
-{easy} steps, and from step {copy_from:,} on fewer sums and more words to repeat. AdamW, rate {peak_lr:g} after {warmup} steps of warm-up, falling linearly to zero
+{easy} steps, and from step {copy_from:,} on fewer sums and more words to repeat. AdamW,
+rate {peak_lr:g} after {warmup} steps of warm-up, falling linearly to zero
 over the last {decay:.0%}, betas 0.9 and 0.95, weight decay 0.1 on matrices, gradients clipped at
 1, bfloat16 autocast with float32 weights, load-balancing loss times {balance:g}. Prompt tokens
 count 0.1, prose 0.25, digits of planted slips nothing. Quantized to MXFP4 once, at the end.
