@@ -30,15 +30,15 @@ function numbers(model, name, Type) {
   return new Type(buffer.slice(byteOffset, byteOffset + byteLength));
 }
 
-// cividis, at ninths
+// The color map cividis: nine of its colors, and 257 pixels between them, as little-endian RGBA.
 const STOPS = "00224e 1a386f 434e6c 61656f 7d7c78 9b9476 bcae6c dec958 fee838".split(" ");
-function cividis(x) {
-  const at = 8 * Math.min(1, Math.max(0, x)), i = Math.min(7, Math.floor(at));
-  return [0, 2, 4].map((k) => {
-    const [a, b] = [STOPS[i], STOPS[i + 1]].map((stop) => parseInt(stop.slice(k, k + 2), 16));
-    return a + (at - i) * (b - a);
-  });
-}
+const PIXELS = Uint32Array.from(range(257), (at) => {
+  const ends = [STOPS[at >> 5], STOPS[Math.min(8, (at >> 5) + 1)]];
+  return [4, 2, 0].reduce((pixel, k) => {
+    const [a, b] = ends.map((stop) => parseInt(stop.slice(k, k + 2), 16));
+    return pixel * 256 + Math.round(a + ((b - a) * (at & 31)) / 32);
+  }, 255);
+});
 
 function isDark() {
   const page = document.documentElement, { body } = document;
@@ -69,7 +69,7 @@ function start(model, el, { traits, status, tables }) {
   const redraw = () => {
     ui.box.classList.toggle("dark", isDark());
     const style = getComputedStyle(ui.box);
-    ui.color = (name) => style.getPropertyValue(`--${name}`);
+    for (const name of ["fg", "muted", "bg", "soft", "line", "accent"]) ui[name] = style.getPropertyValue(`--${name}`);
     for (const update of ui.updates) update();
   };
   ui.watch = watch(ui.box, model, traits, redraw, (event) => {
@@ -80,8 +80,8 @@ function start(model, el, { traits, status, tables }) {
 
   const line = h("p", { class: "status", role: "status" });
   ui.updates.push(() => {
-    const parts = status(), said = h("p", {}, ...parts).textContent;
-    if (line.textContent !== said) line.replaceChildren(...status());
+    const next = h("p", {}, ...status());
+    if (line.textContent !== next.textContent) line.replaceChildren(...next.childNodes);
   });
   ui.controls = h("div", { class: "controls" });
   ui.figures = h("div", { class: "plots" });
@@ -217,21 +217,22 @@ function cellAt({ x, y, width, size, rows, columns }, px, py) {
 // Draw values from 0 to 1 as colors; undefined stays empty. `row` and `column` get a frame.
 function heat(ui, g, area, value, name, row, column) {
   const { rows, columns, size, x, y, width, height } = area, image = new ImageData(columns, rows);
-  for (let r = 0; r < rows; r++)
-    for (let c = 0; c < columns; c++) {
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let r = 0, k = 0; r < rows; r++)
+    for (let c = 0; c < columns; c++, k++) {
       const v = value(r, c);
-      if (v !== undefined) image.data.set([...cividis(v), 255], 4 * (r * columns + c));
+      if (v !== undefined) pixels[k] = PIXELS[Math.round(256 * Math.min(1, Math.max(0, v)))];
     }
   const small = h("canvas", { width: columns, height: rows });
   small.getContext("2d").putImageData(image, 0, 0);
-  g.fillStyle = ui.color("soft");
+  g.fillStyle = ui.soft;
   g.fillRect(x, y, width, height);
   g.imageSmoothingEnabled = columns > g.canvas.width; // else columns would be lost
   g.drawImage(small, x, y, width, height);
   const cell = width / columns;
   if (row !== undefined) frame(g, x, y + row * size, width, size);
   if (column !== undefined) frame(g, x + column * cell, y, cell, height);
-  g.fillStyle = ui.color("muted");
+  g.fillStyle = ui.muted;
   g.textAlign = "right";
   for (let r = 0; r < rows; r += Math.ceil(12 / size)) g.fillText(name(r), x - 5, y + (r + 0.5) * size);
   ticks(g, area);
@@ -295,9 +296,9 @@ function savePicture(ui, name) {
   const width = Math.max(...canvases.map((canvas) => canvas.width)) + gap;
   const height = canvases.reduce((sum, canvas) => sum + canvas.height + gap, 2 * gap);
   const sheet = h("canvas", { width, height }), g = sheet.getContext("2d");
-  g.fillStyle = ui.color("bg");
+  g.fillStyle = ui.bg;
   g.fillRect(0, 0, width, height);
-  g.fillStyle = ui.color("fg");
+  g.fillStyle = ui.fg;
   g.font = `${13 * scale}px system-ui, sans-serif`;
   let y = gap * 0.7;
   g.fillText(ui.title, gap / 2, y);

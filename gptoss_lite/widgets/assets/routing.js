@@ -17,13 +17,14 @@ function render({ model, el }) {
   const load = (l, e) => loads[l * E + e];
   const times = (l, e) => `${(load(l, e) / even).toFixed(1)} times an even split`;
   // What the overview shows, from 0 to 1.
-  const shown = {
-    weight: (l, t) => (work(l, t)[0][1] - low) / Math.max(top - low, 0.01),
-    kept: (l, t) => (t ? kept[l * T + t] / A : undefined),
-    expert(l, t) {
-      const found = work(l, t).find(([e]) => e === at().expert);
-      return found && found[1] / top;
-    },
+  const shown = () => {
+    const { color, expert } = at();
+    if (color === "weight") return (l, t) => (weights[(l * T + t) * A] / 255 - low) / Math.max(top - low, 0.01);
+    if (color === "kept") return (l, t) => (t ? kept[l * T + t] / A : undefined);
+    return (l, t) => {
+      const first = (l * T + t) * A, k = ids.subarray(first, first + A).indexOf(expert);
+      return k < 0 ? undefined : weights[first + k] / 255 / top;
+    };
   };
   const title = () => COLORS[at().color] + (at().color === "expert" ? `, ${at().expert}` : "");
 
@@ -56,7 +57,7 @@ function render({ model, el }) {
     caption: () => `Layer by position: ${title()}`,
     label: () => `${L} layers by ${T} tokens, colored by the ${title()}`,
     draw(g) {
-      heat(ui, g, overview, shown[at().color], String, at().layer, at().token);
+      heat(ui, g, overview, shown(), String, at().layer, at().token);
     },
     pick(x, y) {
       const [layer, token] = cellAt(overview, x, y);
@@ -74,7 +75,8 @@ function render({ model, el }) {
     },
     draw(g) {
       const { layer, token, expert } = at(), field = new Float32Array(E * T);
-      for (let t = 0; t < T; t++) for (const [e, w] of work(layer, t)) field[e * T + t] = (w + 1e-6) / top;
+      for (let t = 0, k = layer * T * A; t < T; t++)
+        for (let a = 0; a < A; a++, k++) field[ids[k] * T + t] = (weights[k] / 255 + 1e-6) / top;
       heat(ui, g, map, (e, t) => field[e * T + t] || undefined, String, expert, token);
       bars(ui, g, map, range(E).map((e) => load(layer, e)), even, expert);
     },
@@ -83,7 +85,7 @@ function render({ model, el }) {
       ui.set(x > map.x + map.width ? { expert } : { expert, token });
     },
   });
-  const values = () => tokens.map((_, t) => shown[at().color](at().layer, t) ?? 0);
+  const values = () => ((value) => tokens.map((_, t) => value(at().layer, t) ?? 0))(shown());
   strip(ui, tokens, values, () => at().token, (token) => ui.set({ token }));
   const dropped = model.get("dropped");
   return finish(ui,
@@ -108,10 +110,10 @@ function loadShares(ids, L, T, A, E) {
 function bars(ui, g, { x, y, width, height, right, size }, shares, even, selected) {
   const left = x + width + 10, most = Math.max(...shares, even), unit = (right - 10) / most;
   shares.forEach((v, e) => {
-    g.fillStyle = ui.color(e === selected ? "fg" : "accent");
+    g.fillStyle = e === selected ? ui.fg : ui.accent;
     g.fillRect(left, y + e * size, v * unit, Math.max(1, size - 1));
   });
-  g.fillStyle = g.strokeStyle = ui.color("muted");
+  g.fillStyle = g.strokeStyle = ui.muted;
   g.lineWidth = 1;
   g.setLineDash([3, 2]);
   g.strokeRect(left + even * unit, y, 0, height);

@@ -88,8 +88,8 @@ function render({ model, el }) {
       const { layer, i } = at();
       line.end = scaleEnd(range(T).flatMap((k) => [mass(k), shift ? learned(k) : 0]));
       axes(ui, g, line, windows[layer], mass);
-      if (shift) curve(g, line, learned, ui.color("muted"), [4, 3]);
-      curve(g, line, mass, ui.color("accent"), []);
+      if (shift) curve(g, line, learned, ui.muted, [4, 3]);
+      curve(g, line, mass, ui.accent, []);
       dot(ui, g, line, i, mass(i));
     },
     pick: (x) => ui.set({ token: stride * cellAt({ ...line, rows: 1, size: 1 }, x, 0)[1] }),
@@ -129,11 +129,11 @@ function margins(model, rows, T) {
 const place = ({ x, y, width, height, columns, end }, i, value) => [x + ((i + 0.5) / columns) * width, y + (1 - value / end) * height];
 
 function axes(ui, g, area, window, value) {
-  g.fillStyle = ui.color("muted");
+  g.fillStyle = ui.muted;
   g.textAlign = "right";
   for (const part of [0, 0.5, 1]) {
     const y = area.y + (1 - part) * area.height;
-    g.strokeStyle = ui.color("line");
+    g.strokeStyle = ui.line;
     g.strokeRect(area.x, y, area.width, 0);
     g.fillText(percent(part * area.end), area.x - 5, y);
   }
@@ -141,7 +141,7 @@ function axes(ui, g, area, window, value) {
   const full = window === null ? Infinity : (window - 1) / area.stride; // where a window is full for the first time
   if (full > area.columns - 1) return;
   const [x] = place(area, full, 0), right = full < area.columns / 2;
-  g.strokeStyle = ui.color("muted");
+  g.strokeStyle = ui.muted;
   g.setLineDash([2, 3]);
   g.strokeRect(x, area.y, 0, area.height);
   g.setLineDash([]);
@@ -162,9 +162,9 @@ function curve(g, area, value, color, dash) {
 function dot(ui, g, area, i, value) {
   g.beginPath();
   g.arc(...place(area, i, value), 4.5, 0, 7);
-  g.fillStyle = ui.color("accent");
+  g.fillStyle = ui.accent;
   g.fill();
-  g.strokeStyle = ui.color("fg");
+  g.strokeStyle = ui.fg;
   g.lineWidth = 1.5;
   g.stroke();
 }
