@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from gptoss_lite import hub
@@ -233,7 +234,7 @@ def _assemble(
     progress: bool,
 ) -> Transformer:
     """Make the model without memory, then put each tensor in its place."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         model = Transformer(config)
     decode = experts == "dense"
     if config.expert_dtype == "mxfp4" and not decode:
@@ -260,6 +261,15 @@ def _assemble(
     assert not left, f"the table of {layout.name} has no part for {left}"
     model.source = folder
     return model.eval()
+
+
+class _NoInit(TorchFunctionMode):
+    """Skips drawing initial weights: on "meta" that does nothing but import much of torch, 2 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 class _Reader:
