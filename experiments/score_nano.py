@@ -206,16 +206,27 @@ def inside(model: gl.Transformer, examples: dict[str, list[Example]]) -> dict[st
         ):
             sinks[layer].append(mass[0].float().mean(-1))
             loads[layer].append(ids.flatten().bincount(minlength=model.config.moe.n_experts))
+    even = [_even_share(chats, block.attn.window) for block in model.blocks]
     per_head = [torch.stack(layer).mean(0) for layer in sinks]
     totals = [torch.stack(layer).sum(0).float() for layer in loads]
     return {
         "documents": len(chats),
         "sink_mass": [[round(float(x), 4) for x in layer] for layer in per_head],
+        "even_share": [round(x, 4) for x in even],
         "mean_sink_mass": round(float(torch.stack(per_head).mean()), 4),
         "sink_logits": [[round(float(x), 3) for x in block.attn.sinks] for block in model.blocks],
         "busiest_expert_over_mean": [round(float(t.max() / t.mean()), 3) for t in totals],
         "idle_experts": [int((t == 0).sum()) for t in totals],
     }
+
+
+def _even_share(examples: Sequence[Example], window: int | None) -> float:
+    """Return the sink's mean share if it and every visible key got the same."""
+    shares = []
+    for example in examples:
+        seen = range(1, len(example.ids) + 1)
+        shares.append(sum(1 / (min(n, window or n) + 1) for n in seen) / len(seen))
+    return sum(shares) / len(shares)
 
 
 def ablations(model: gl.Transformer, examples: dict[str, list[Example]]) -> dict[str, float]:
@@ -285,10 +296,11 @@ def card(report: dict[str, Any], log: list[dict[str, str]]) -> str:
     ]
     sinks = [
         f"| {layer} | {'sliding' if config.window(layer) else 'full'} | "
-        f"{min(heads):.1%} to {max(heads):.1%} | {load:.2f} | {idle} |"
-        for layer, (heads, load, idle) in enumerate(
+        f"{min(heads):.1%} to {max(heads):.1%} | {even:.1%} | {load:.2f} | {idle} |"
+        for layer, (heads, even, load, idle) in enumerate(
             zip(
                 report["inside"]["sink_mass"],
+                report["inside"]["even_share"],
                 report["inside"]["busiest_expert_over_mean"],
                 report["inside"]["idle_experts"],
                 strict=True,
@@ -413,8 +425,11 @@ Loss on all chats with one part of the finished model changed:
 
 ## Inside
 
-| layer | attention | sink mass by head | busiest expert / mean | idle experts |
-|---|---|---|---|---|
+Mean attention that goes to the sink, head by head; "even share" is what it would get if it
+counted as much as each visible key.
+
+| layer | attention | sink mass by head | even share | busiest expert / mean | idle experts |
+|---|---|---|---|---|---|
 {sinks}
 
 ## Training
