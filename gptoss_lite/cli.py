@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gptoss_lite import account, bench, hub, recording
+from gptoss_lite import account, bench, hub, parity, recording
 from gptoss_lite.checkpoint import check_tensors, load
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.errors import CheckpointError, ConfigError, GptOssLiteError
@@ -29,10 +29,13 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, or 2 with one sentence on bad input."""
+    """Run one command; return the exit status: 0, or 2 with one sentence on bad input.
+
+    `parity` returns 1 if a row fails.
+    """
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        status = args.run(args)
     except GptOssLiteError as problem:
         print(f"gptoss-lite: {problem}", file=sys.stderr)
         return 2
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, such as `| head`
         sys.stderr.close()
         return 0
-    return 0
+    return status or 0
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -184,6 +187,13 @@ def _bench(args: argparse.Namespace) -> None:
     print(f"memory   {result.peak_memory_bytes / 2**30:>10.2f} GiB at most")
 
 
+def _parity(args: argparse.Namespace) -> int:
+    torch.set_num_threads(1)
+    rows = parity.check(args.rung)
+    print(parity.report(rows))
+    return 0 if all(row.ok for row in rows) else 1
+
+
 # --- shared --------------------------------------------------------------------------------------
 
 
@@ -311,6 +321,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--new-tokens", type=int, default=32)
     add.add_argument("--json", action="store_true")
     _model_options(add)
+
+    add = command(
+        "parity",
+        _parity,
+        "compare every rung of the ladder with a published class",
+        'parity "sliding window"',
+    )
+    add.add_argument("rung", nargs="?", help="one rung; without it, all")
     return parser
 
 
