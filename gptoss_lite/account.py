@@ -190,18 +190,22 @@ class Fit:
 
     def __str__(self) -> str:
         parts = (
-            f"{self.weight_bytes / GIB:.2f} GiB weights + {self.kv_bytes / GIB:.2f} GiB KV cache "
-            f"at {self.context_tokens:,} tokens + {self.overhead_bytes / GIB:.2f} GiB overhead = "
-            f"{self.needed_bytes / GIB:.2f} GiB of {self.memory_bytes / GIB:.2f} GiB"
+            f"{_size(self.weight_bytes)} weights + {_size(self.kv_bytes)} KV cache at "
+            f"{self.context_tokens:,} tokens + {_size(self.overhead_bytes)} overhead = "
+            f"{_size(self.needed_bytes)} of {_size(self.memory_bytes)}"
         )
         if self.fits:
             return f"It fits: {parts}. Longest context: {self.longest_context_tokens:,} tokens."
-        short = (self.needed_bytes - self.memory_bytes) / GIB
+        short = _size(self.needed_bytes - self.memory_bytes)
         if self.longest_context_tokens:
             advice = f"A context of {self.longest_context_tokens:,} tokens would fit."
         else:
             advice = "No context fits beside the weights."
-        return f"It does not fit: {parts}, short by {short:.2f} GiB. {advice}"
+        return f"It does not fit: {parts}, short by {short}. {advice}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB // 100 else f"{n_bytes / 2**20:.2f} MiB"
 
 
 def fit(

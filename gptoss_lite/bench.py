@@ -120,7 +120,8 @@ def device_name(device: torch.device) -> str:
     """Name the device as its maker does."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU {platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

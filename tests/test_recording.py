@@ -99,6 +99,7 @@ def test_figures_draw_the_recorded_numbers(run):
     np.testing.assert_allclose(drawn(viz.sink_by_position(run)), mass.mean(1))
     np.testing.assert_allclose(drawn(viz.sink_by_position(run, layer=2)), mass[2])
     np.testing.assert_allclose(drawn(viz.routing(run, layer=0)), expert_weights(run, 0).T)
+    np.testing.assert_allclose(drawn(viz.routing(run, 0, first=9)), expert_weights(run, 0).T[:, 9:])
     load = drawn(viz.expert_load(run))
     np.testing.assert_allclose(load.mean(-1), 1)  # the even split is the unit
     plt.close("all")
@@ -109,6 +110,14 @@ def test_figures_draw_where_they_are_told_and_say_which_layers_slide(run):
     assert viz.sink_by_head(run, ax=ax) is ax
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0 S", "1 F", "2 S"]
     plt.close(fig)
+
+
+def test_the_first_token_drawn_is_the_first_labelled(run):
+    short = viz.sink_by_position(run, first=60)
+    assert short.get_xticklabels()[0].get_text() == printable(run.about["tokens"][60])
+    long = viz.sink_by_position(run, first=5)  # too many to label: positions instead
+    assert long.get_xticklabels()[0].get_text() == "5"
+    plt.close("all")
 
 
 def test_tokens_that_look_like_mathematics_or_markup_are_drawn_as_text(run):

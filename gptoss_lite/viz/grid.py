@@ -31,12 +31,15 @@ def draw_grid(
     return ax
 
 
-def label_tokens(ax: Axes, tokens: Sequence[str]) -> None:
-    """Write the tokens under the columns, or their positions where there are too many."""
-    if len(tokens) > LONGEST_LABELLED:
+def label_tokens(ax: Axes, tokens: Sequence[str], first: int = 0) -> None:
+    """Write the tokens from `first` on under the columns, or positions where they are many."""
+    shown = tokens[first:]
+    if len(shown) > LONGEST_LABELLED:
+        ticks = range(0, len(shown), 20)
+        ax.set_xticks(ticks, [str(first + tick) for tick in ticks])
         ax.set_xlabel("position")
         return
-    ax.set_xticks(range(len(tokens)), [printable(token) for token in tokens])
+    ax.set_xticks(range(len(shown)), [printable(token) for token in shown])
     ax.tick_params(axis="x", labelrotation=90, labelsize=7, length=0)
 
 

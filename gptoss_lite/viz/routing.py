@@ -7,19 +7,20 @@ from gptoss_lite.recording import Recording
 from gptoss_lite.viz.grid import draw_grid, label_tokens, layer_names
 
 
-def routing(recording: Recording, layer: int, ax: Axes | None = None) -> Axes:
+def routing(recording: Recording, layer: int, first: int = 0, ax: Axes | None = None) -> Axes:
     """Draw the weight of every expert of one layer at every token; 0 where it was not chosen.
 
     Args:
         recording: one run; see `recording.record`.
         layer: whose router.
+        first: leave out the tokens before this one.
         ax: where to draw; a new figure if None.
     """
-    weights = expert_weights(recording, layer).T  # [E T]
+    weights = expert_weights(recording, layer).T[:, first:]  # [E T]
     experts = [str(expert) for expert in range(len(weights))]
     name = f"expert of layer {layer}"
     ax = draw_grid(weights, ax, rows=experts, row_name=name, unit="weight", largest=1)
-    label_tokens(ax, recording.about["tokens"])
+    label_tokens(ax, recording.about["tokens"], first)
     return ax
 
 

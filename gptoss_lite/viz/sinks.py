@@ -21,13 +21,14 @@ def sink_by_head(recording: Recording, ax: Axes | None = None) -> Axes:
 
 
 def sink_by_position(
-    recording: Recording, layer: int | None = None, ax: Axes | None = None
+    recording: Recording, layer: int | None = None, first: int = 0, ax: Axes | None = None
 ) -> Axes:
     """Draw the sink mass at every token: one row a layer, or one row a head of one layer.
 
     Args:
         recording: one run.
         layer: draw the heads of this layer; None draws each layer's mean over its heads.
+        first: leave out the tokens before this one.
         ax: where to draw; a new figure if None.
     """
     mass = recording.arrays["sink_mass"]  # [L H T]
@@ -36,6 +37,6 @@ def sink_by_position(
     else:
         heads = [str(head) for head in range(mass.shape[1])]
         values, rows, name = mass[layer], heads, f"head of layer {layer}"
-    ax = draw_grid(values, ax, rows=rows, row_name=name, unit="sink mass", largest=1)
-    label_tokens(ax, recording.about["tokens"])
+    ax = draw_grid(values[:, first:], ax, rows=rows, row_name=name, unit="sink mass", largest=1)
+    label_tokens(ax, recording.about["tokens"], first)
     return ax
