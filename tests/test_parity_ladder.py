@@ -107,8 +107,11 @@ def maker() -> Any:
 def test_the_published_class_gives_the_stored_logits(name: str, maker: Any) -> None:
     reference = STORED[name]
     fresh = maker.published_logits(reference)
-    # A machine with other matrix products may round differently; this one does not.
-    assert (fresh - reference.logits).abs().max() <= 1e-6
+    difference = (fresh - reference.logits).abs().max().item()
+    print(f"{name}: {difference:.1e}")
+    # 0 on the machine that wrote them; another one's matrix products may round differently, which
+    # the tool has seen to move these models by a third of the tolerance at most.
+    assert difference <= parity.TOLERANCE / 2
 
 
 @pytest.mark.parametrize("name", sorted(STORED))
@@ -240,7 +243,7 @@ BUGS: tuple[tuple[str, str, Plant], ...] = (
     ("alpha 1.6", "gpt-oss-20b.gpt-oss", config(swiglu_alpha=1.6)),
     ("no sinks", "gpt-oss-20b.gpt-oss", swap(attention, "attend", no_sinks)),
     ("softmax of all experts", "qwen3-moe.qwen3-moe", ALL_EXPERTS),
-    ("no norm of q and k", "qwen3-moe.qwen3-moe", swap(norm.RMSNorm, "forward", centred_rms)),
+    ("mean taken out", "qwen3-moe.qwen3-moe", swap(norm.RMSNorm, "forward", centred_rms)),
 )
 
 
