@@ -82,7 +82,7 @@ EXPERIMENT = Experiment(
     chapter="06",
     title="Expert granularity",
     question="At equal total and active size, are many small experts better than few large ones?",
-    note="Hidden width 512 in all, 128 active. Routers grow with the number of experts. gpt-oss's "
+    note="Hidden width 512 in all, 128 active. Routers and output biases grow with the number of experts (2 %). gpt-oss's "
     "gates average the experts' answers, so the output shrinks as more are active; the rescaled "
     "arms undo that. With one active expert the router gets no gradient but the balance loss's.",
     arms=(

@@ -44,6 +44,7 @@ EXPERIMENT = Experiment(
             "no positions",
             {"positions": "learned", "context": 256},
             note="the table is zero and frozen; its parameters do not count",
+            frozen=256 * 64,
             against="rope",
             expect="higher",
             start=start_without,

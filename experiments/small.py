@@ -46,6 +46,7 @@ class Arm:
     expect: str | None = None  # sign of that difference: "lower", "higher" or "none"
     seeds: tuple[int, ...] = SEEDS  # one seed is a demonstration only
     start: Callable[[ModelConfig, int, int], Transformer] | None = None  # config, seed, steps
+    frozen: int = 0  # parameters that are never learned, so not counted
     measure: Callable[[Result], dict[str, Any]] | None = None  # more numbers for the record
 
 
@@ -183,7 +184,7 @@ def describe_arm(experiment: Experiment, arm: Arm) -> dict[str, Any]:
         "changes": plain,
         "settings": arm.settings,
         "note": arm.note,
-        "parameters": gl.account.parameters(config),
+        "parameters": gl.account.parameters(config) - arm.frozen,
         "active_parameters": gl.account.parameters(config, active=True),
         "against": arm.against,
         "expect": arm.expect,
