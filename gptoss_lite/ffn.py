@@ -43,8 +43,8 @@ def clamped_swiglu(
         gpt-oss `torch/model.py`; model card, footnote 1.
 
     Example:
-        >>> clamped_swiglu(torch.tensor([1.0, 8.0, 1.0, -9.0])).tolist()
-        [1.6915916204452515, -41.999717712402344]
+        >>> [round(x, 4) for x in clamped_swiglu(torch.tensor([1.0, 8.0, 1.0, -9.0])).tolist()]
+        [1.6916, -41.9997]
     """
     gate, up = gate_up.chunk(2, dim=-1)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
