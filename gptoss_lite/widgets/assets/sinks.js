@@ -96,7 +96,7 @@ function render({ model, el }) {
   });
   plot(ui, {
     area: layerMap,
-    ramp: () => ["0%", `${percent(layerEnd())} or more`],
+    ramp: () => ["0%", percent(layerEnd()) + (layerEnd() < 1 ? " or more" : "")],
     caption: () => `Layer ${at().layer} (${kind(at().layer)}): sink mass, head by position`,
     label: () => `Sink mass of ${H} heads by ${T} positions in layer ${at().layer}`,
     draw(g) {
