@@ -249,7 +249,7 @@ def _assemble(
         elif part.ours.endswith(".blocks"):  # their scales are read along with them
             ours = part.ours.removesuffix(".blocks")
             scales = parts[f"{ours}.scales"]
-            shape = model.get_submodule(ours).weight.shape
+            shape = model.get_parameter(f"{ours}.weight").shape
             dense = torch.empty(shape, device=device, dtype=dtype)
             _decode_into(dense, reader.read(part), reader.read(scales))
             place(model, f"{ours}.weight", dense)
@@ -315,9 +315,10 @@ class _Reader:
 def _make_room_for_bytes(model: Transformer) -> None:
     """Put packed layers where the experts are, still empty."""
     nothing = torch.empty(0, dtype=torch.uint8, device="meta")
-    for block in model.blocks:
-        block.ffn.up = PackedExpertLinear(nothing, nothing, block.ffn.up.bias)
-        block.ffn.down = PackedExpertLinear(nothing, nothing, block.ffn.down.bias)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ExpertLinear):
+            packed = PackedExpertLinear(nothing, nothing, module.bias)
+            model.set_submodule(name, packed)
 
 
 def _decode_into(dense: Tensor, blocks: Tensor, scales: Tensor) -> None:
@@ -458,7 +459,7 @@ def _part_tensor(model: Transformer, part: Part, quantized: dict[str, Tensor]) -
     if part.ours in quantized:
         return quantized.pop(part.ours)
     is_dense = leaf == "blocks" and isinstance(module, ExpertLinear)
-    tensor = (module.weight if is_dense else getattr(module, leaf)).detach()
+    tensor = getattr(module, "weight" if is_dense else leaf).detach()
     if not (tensor != 255 if leaf == "scales" else tensor.isfinite()).all():  # 255 means NaN
         raise CheckpointError(f"{part.ours} holds values that are not finite: nothing was saved.")
     if is_dense:

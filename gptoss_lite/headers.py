@@ -80,22 +80,22 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    damaged = CheckpointError(
+        f"{path.name} has a damaged header: its entry for {name} is not a dtype, a shape and two "
+        "offsets. Download it again."
+    )
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        n_elements = math.prod(shape)
         sound = (
             type(dtype) is str
             and len(shape) <= MAX_AXES
             and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-            and max(n_elements, begin, end) < 2**63
+            and max(math.prod(shape), begin, end) < 2**63
         )
     except DAMAGED:
-        sound = False
+        raise damaged from None
     if not sound:
-        raise CheckpointError(
-            f"{path.name} has a damaged header: its entry for {name} is not a dtype, a shape and "
-            "two offsets. Download it again."
-        )
+        raise damaged
     if dtype not in ITEM_BYTES:
         raise CheckpointError(
             f"{path.name}: {name} is of dtype {dtype}, which this package does not read. Use a "
@@ -209,16 +209,16 @@ def _no_weights(folder: Path) -> str:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    damaged = CheckpointError(f"{index.name} is damaged: it has no weight_map. Download it again.")
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = set(weight_map.values())
-        valid = bool(files) and all(type(file) is str for file in files)
     except OSError as problem:
         raise CheckpointError(f"{index} cannot be read: {problem.strerror}.") from None
     except DAMAGED:
-        valid = False
-    if not valid:
-        raise CheckpointError(f"{index.name} is damaged: it has no weight_map. Download it again.")
+        raise damaged from None
+    if not files or not all(type(file) is str for file in files):
+        raise damaged
     # A name from a file must not lead out of the folder.
     if outside := sorted(file for file in files if Path(file).name != file or file == ".."):
         raise CheckpointError(
