@@ -84,8 +84,8 @@ EXPERIMENT = Experiment(
     question="At equal total and active size, are many small experts better than few large ones?",
     note="Hidden width 512 in all, 128 active. Routers and output biases grow with the number of "
     "experts (2 %). gpt-oss's gates average the experts' answers, so the output shrinks as more "
-    "are active; the rescaled arms undo that. With one active expert the router gets no gradient but "
-    "the balance loss's.",
+    "are active; the rescaled arms undo that. With one active expert the router gets no gradient "
+    "but the balance loss's.",
     arms=(
         experts(8, 2, rescaled=True),
         experts(16, 4, rescaled=True, against=COARSE, expect="lower"),
