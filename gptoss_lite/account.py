@@ -126,6 +126,8 @@ def kv_bytes(
     """
     if context_tokens < 0 or batch < 0:
         raise ConfigError(f"context_tokens={context_tokens} and batch={batch} cannot be negative.")
+    if dtype == "mxfp4":
+        raise ConfigError("A KV cache in MXFP4 is not something this package has. Use 'bfloat16'.")
     held = 0
     for layer in range(config.n_layers):
         window = config.window(layer) if rolling else None

@@ -259,6 +259,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _from_gpt2(raw: dict[str, Any]) -> dict[str, Any]:
     if (act := raw.get("activation_function", "gelu_new")) not in ("gelu_new", "gelu_pytorch_tanh"):
         raise ConfigError(f"activation_function={act!r} is not GPT-2's tanh GELU, 'gelu_new'.")
+    usual = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+    for key, value in usual.items():
+        if raw.get(key, value) != value:
+            raise ConfigError(f"{key}={raw[key]} is not GPT-2's {value}, and is not computed here.")
     width, heads = raw["n_embd"], raw["n_head"]
     if width % heads:
         raise ConfigError(
@@ -289,7 +293,12 @@ def _from_gpt_oss(raw: dict[str, Any]) -> dict[str, Any]:
             "RoPE and others for YaRN x 32. Write {'rope_type': 'default'} or the YaRN numbers."
         )
     layers = raw["num_hidden_layers"]
-    kinds = raw.get("layer_types") or ["sliding_attention", "full_attention"] * layers
+    kinds = raw.get("layer_types") or (["sliding_attention", "full_attention"] * layers)[:layers]
+    if len(kinds) != layers:
+        raise ConfigError(
+            f"layer_types has {len(kinds)} entries for num_hidden_layers={layers}. There must be "
+            "one a layer: download config.json again."
+        )
     dtype = _dtype_name(raw, "bfloat16")
     return {
         **_shared_sizes(raw),
@@ -305,7 +314,7 @@ def _from_gpt_oss(raw: dict[str, Any]) -> dict[str, Any]:
         "moe": MoEConfig(raw["num_local_experts"], raw["num_experts_per_tok"], router_bias=True),
         "attn_bias": raw.get("attention_bias", True),
         "sinks": True,
-        "layer_pattern": (pattern := _pattern(kinds[:layers])),
+        "layer_pattern": (pattern := _pattern(kinds)),
         "sliding_window": raw["sliding_window"] if "S" in pattern else None,
         "tied": raw.get("tie_word_embeddings", False),
         "dtype": dtype,
@@ -410,6 +419,11 @@ def _yarn(rope: dict[str, Any]) -> YarnConfig | None:
     if kind != "yarn":
         raise ConfigError(
             f"rope_type={kind!r} is not one this package computes: 'yarn' or 'default'."
+        )
+    if given := [key for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key)]:
+        raise ConfigError(
+            f"rope_scaling sets {given[0]}={rope[given[0]]}, but this package always computes "
+            "0.1 ln(factor) + 1, as gpt-oss does. Remove the key only if that is its value."
         )
     return YarnConfig(
         factor=float(rope["factor"]),

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -567,3 +568,27 @@ def test_a_mix_that_nobody_published_has_no_config_file(changes: dict[str, Any])
         "No published architecture has this mix of parts, so there is no config.json for it. "
         "Only GPT-2, gpt-oss and Qwen3-MoE configurations can be written: start from PRESETS."
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"layer_types": ["full_attention"] * 3},
+            "layer_types has 3 entries for num_hidden_layers=24",
+        ),
+        (
+            {"rope_scaling": {**PRESETS["gpt-oss-20b"].to_hf()["rope_scaling"], "mscale": 2.0}},
+            "rope_scaling sets mscale=2.0, but this package always computes",
+        ),
+    ],
+)
+def test_what_would_be_read_wrong_is_refused(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ModelConfig.from_hf({**PRESETS["gpt-oss-20b"].to_hf(), **change})
+
+
+def test_gpt2_attention_scaled_otherwise_is_refused():
+    raw = {**PRESETS["gpt2"].to_hf(), "scale_attn_by_inverse_layer_idx": True}
+    with pytest.raises(ConfigError, match="scale_attn_by_inverse_layer_idx=True is not GPT-2's"):
+        ModelConfig.from_hf(raw)
