@@ -386,8 +386,8 @@ print(gl.chat("gpt-oss-nano", "What is 47 + 38?", effort="medium"))
 
 ## What it can do
 
-Exact match, greedy decoding, gpt-oss's full system message, measured {date}. In brackets the mean
-length of the reply in tokens. All questions but *capital* and *about* are reserved by hash and
+Exact match, greedy decoding, gpt-oss's full system message, measured {date}. In brackets the
+mean length of the reply in tokens. All questions but *capital* and *about* are reserved by hash and
 never occurred in training (sums: in neither order); capitals and questions about itself are
 closed lists, so there it recites. A story counts as right when it names the child and the thing
 asked for. The baseline is the most frequent right answer of the questions asked at low effort.
@@ -396,8 +396,7 @@ asked for. The baseline is the most frequent right answer of the questions asked
 |---|---|---|---|---|---|
 {tasks}
 
-The working is where sums are solved; `high` adds a check that seldom changes the answer.
-Everything else, it does not know. Ask it something else and it says so or makes something up.
+Anything else it does not know: asked something else, it says so or makes something up.
 
 First question of each cell, with the whole reply:
 
@@ -436,14 +435,17 @@ counted as much as each visible key.
 
 {steps:,} steps, {tokens:.1f} M tokens, {hours:.1f} hours on one thread of a busy 2-core x86
 machine, no GPU; seed {seed}, torch {torch}. {documents} documents a step in four micro-batches
-of different lengths; easy documents (short lists, mostly short system messages) for the first
-{easy} steps, and from step {copy_from:,} on fewer sums and more words to repeat. AdamW,
-rate {peak_lr:g} after {warmup} steps of warm-up, falling linearly to zero
-over the last {decay:.0%}, betas 0.9 and 0.95, weight decay 0.1 on matrices, gradients clipped at
-1, bfloat16 autocast with float32 weights, load-balancing loss times {balance:g}. Prompt tokens
-count 0.1, prose 0.25, digits of planted slips nothing. Quantized to MXFP4 once, at the end.
-`training_log.csv` is the log; its `held_out_*` are answer losses on other held-out documents than
-the table above.
+of different lengths. Easy documents (short lists, mostly short system messages) for the first
+{easy} steps; from step {copy_from:,} on fewer sums and longer lists of words to repeat. AdamW, rate
+{peak_lr:g} after {warmup} steps of warm-up, falling linearly to zero over the last {decay:.0%},
+betas 0.9 and 0.95, weight decay 0.1 on matrices, gradients clipped at 1, bfloat16 autocast with
+float32 weights, load-balancing loss times {balance:g}. Prompt tokens count 0.1, prose 0.25, digits
+of planted slips nothing. Quantized to MXFP4 once, at the end. `training_log.csv` is the log; its
+`held_out_*` are answer losses on other held-out documents than the table above.
+
+The recipe was not chosen blindly: two starts were stopped within 240 steps (another rate, another
+weight of prose), and the last stage was written while the run was on, when its held-out losses
+showed sums solved and copying not. One seed; no other variant was trained to the end.
 
 ```sh
 python experiments/train_nano.py --steps {steps} --out runs/nano
@@ -456,7 +458,7 @@ personal data, no output of another model.
 
 **Limits.** English templates only; sums of two two-digit numbers; lists of three to five numbers
 below 100; a few dozen names, things and capitals. Trained on conversations of at most a few
-hundred tokens. No safety training of any kind: there is nothing in it to be unsafe with.
+hundred tokens. No safety training of any kind.
 """
 
 
