@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from gptoss_lite.errors import ShapeError
+from gptoss_lite.errors import CheckpointError, ShapeError
 from gptoss_lite.model import Transformer
 from gptoss_lite.tokenizer import Tokenizer
 from gptoss_lite.trace import trace
@@ -42,6 +43,29 @@ class Recording:
         part = path.with_name(path.name + ".part")
         save_file(self.arrays, part, metadata={"about": json.dumps(self.about)})
         return part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recording":
+        """Read a file that `save` or the `trace` command wrote.
+
+        Raises:
+            CheckpointError: no such file, or one that is no recording of this schema.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                about = json.loads((file.metadata() or {})["about"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise CheckpointError(f"There is no recording at {path}.") from None
+        except (SafetensorError, KeyError, ValueError):
+            raise CheckpointError(
+                f"{path} is no recording. `gptoss-lite trace` makes one."
+            ) from None
+        if about.get("schema") != SCHEMA:
+            raise CheckpointError(
+                f"{path} has schema {about.get('schema')}, not {SCHEMA}. Record it again."
+            )
+        return cls(arrays, about)
 
 
 def record(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int]) -> Recording:

@@ -1,19 +1,18 @@
 """Recordings and the figures drawn from them."""
 
-import json
-
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from gptoss_lite import Transformer, load_tokenizer, record, trace, viz
 from gptoss_lite.bench import bytes_read_per_token, measure, measured_bandwidth
 from gptoss_lite.config import MoEConfig
-from gptoss_lite.errors import ShapeError
+from gptoss_lite.errors import CheckpointError, ShapeError
 from gptoss_lite.presets import GPT_OSS_NANO
+from gptoss_lite.recording import Recording
 from gptoss_lite.viz.grid import printable
 from gptoss_lite.viz.routing import expert_weights
 from tests.hostile import GPT2, hostile
@@ -74,11 +73,25 @@ def test_routing_is_the_models(run):
 
 def test_saved_file_reads_back(run, tmp_path):
     path = run.save(tmp_path / "run.safetensors")
-    with safe_open(path, framework="np") as file:
-        assert json.loads(file.metadata()["about"]) == run.about
-        for name, array in run.arrays.items():
-            np.testing.assert_array_equal(file.get_tensor(name), array)
     assert list(tmp_path.iterdir()) == [path]
+    again = Recording.load(path)
+    assert again.about == run.about
+    assert set(again.arrays) == set(run.arrays)
+    for name, array in run.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
+
+
+def test_other_files_are_no_recordings(run, tmp_path):
+    with pytest.raises(CheckpointError, match="There is no recording at"):
+        Recording.load(tmp_path / "nothing")
+    (tmp_path / "text").write_text("hello")
+    save_file({"x": np.zeros(2)}, tmp_path / "weights")
+    for name in ("text", "weights"):
+        with pytest.raises(CheckpointError, match="is no recording"):
+            Recording.load(tmp_path / name)
+    newer = Recording(run.arrays, {**run.about, "schema": 99}).save(tmp_path / "newer")
+    with pytest.raises(CheckpointError, match="has schema 99, not 1"):
+        Recording.load(newer)
 
 
 def test_a_model_without_sinks_or_experts_is_refused():
