@@ -1,5 +1,8 @@
 """E2: is a gated MLP better than GELU's, and is it the gate or the size?"""
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from experiments.small import Arm, Experiment
@@ -7,6 +10,7 @@ from gptoss_lite.config import ModelConfig
 from gptoss_lite.model import Transformer
 from gptoss_lite.train import build
 
+WIDER = 4.0
 EQUAL = 171  # 3 * 64 * 171 weights, 0.2 % more than GELU's 2 * 64 * 256
 
 
@@ -21,6 +25,16 @@ def start_bilinear(config: ModelConfig, seed: int, steps: int) -> Transformer:
     model = build(config, seed)
     for block in model.blocks:
         block.ffn.activation = bilinear
+    return model
+
+
+def start_wider(config: ModelConfig, seed: int, steps: int) -> Transformer:
+    """Build a model whose blocks start with four times larger matrices."""
+    model = build(config, seed)
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(WIDER)
     return model
 
 
@@ -56,7 +70,8 @@ EXPERIMENT = Experiment(
     title="GELU against gated MLPs",
     question="Is a gated MLP better at equal size, and does it save a quarter?",
     note="Equal parameters means a hidden width of 171 instead of 256. All arms share one "
-    "learning rate, which is not each arm's best: see E2LR.",
+    "learning rate, which is not each arm's best (see E2LR), and the package's small initial "
+    "weights, with which a product of two halves starts small (see E2INIT).",
     arms=(
         Arm("gelu", "GELU, 256"),
         glu("swiglu, equal", "SwiGLU, equal parameters", "swiglu", EQUAL, "lower"),
@@ -72,7 +87,7 @@ EXPERIMENT = Experiment(
             note="activation replaced by gate * up",
         ),
         glu("clamped, equal", "gpt-oss form, equal parameters", "clamped_swiglu", EQUAL, "lower"),
-        glu("swiglu, +50%", "SwiGLU, 50 % larger", "swiglu", 256, "lower"),
+        glu("swiglu, +50%", "SwiGLU, 50 % larger", "swiglu", 256, "lower", seeds=(0,)),
     ),
 )
 
@@ -83,4 +98,26 @@ RATES = Experiment(
     question="Does the sign of E2 depend on the learning rate?",
     note="Half and twice the rate of E2, one seed.",
     arms=rates(),
+)
+
+wider = partial(Arm, start=start_wider, note="every matrix of the blocks starts 4 times larger")
+
+INIT = Experiment(
+    id="E2INIT",
+    chapter="05",
+    title="GELU against SwiGLU with larger initial weights",
+    question="Does the sign of E2 depend on the initial weights?",
+    note="Blocks start with a standard deviation of 0.08 instead of 0.02 (0.04 instead of 0.01 "
+    "where they write to the stream). Added after the first seeds of E2, in which SwiGLU at equal "
+    "parameters gained less than the other gated forms.",
+    arms=(
+        wider("gelu, wider", "GELU, 256, wider start"),
+        wider(
+            "swiglu, wider",
+            "SwiGLU, equal parameters, wider start",
+            {"ffn": "swiglu", "d_ff": EQUAL},
+            against="gelu, wider",
+            expect="lower",
+        ),
+    ),
 )

@@ -23,7 +23,7 @@ from experiments.small import SEEDS, Arm, Experiment, describe, judge, run_arm, 
 
 OUT = Path(__file__).resolve().parents[1] / "gptoss_lite" / "data" / "experiments"
 MODULES = (e1_dropout, e2_ffn, e9_positions, e4_granularity, gqa, yarn)
-ALL = (*(module.EXPERIMENT for module in MODULES), e2_ffn.RATES)
+ALL = (*(module.EXPERIMENT for module in MODULES), e2_ffn.RATES, e2_ffn.INIT)
 EXPERIMENTS = {experiment.id: experiment for experiment in ALL}
 
 
