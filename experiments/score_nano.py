@@ -275,7 +275,7 @@ def settings(source: str, threads: int) -> dict[str, Any]:
             "torch": torch.__version__,
             "tokenizers": tokenizers.__version__,
         },
-        "seeds": {"questions": SCORE_SEED},
+        "seeds": {"training": Recipe(0).seed, "questions": SCORE_SEED},
         "decoding": f"greedy, at most {MAX_NEW_TOKENS} new tokens",
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "bytes": weights.stat().st_size,
@@ -396,7 +396,8 @@ asked for. The baseline is the most frequent right answer of the questions asked
 |---|---|---|---|---|---|
 {tasks}
 
-Anything else it does not know: asked something else, it says so or makes something up.
+What it says about itself is recited too: it claims to recall facts and to sort lists, and the
+table says how well. Asked something else, it says that it does not know, or makes something up.
 
 First question of each cell, with the whole reply:
 

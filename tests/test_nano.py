@@ -109,7 +109,10 @@ def test_held_out_loss_is_far_below_the_unigram_entropy(model, bpe):
 
 def test_sinks_take_a_share_of_attention(model, bpe):
     examples = train_nano.held_out_examples(bpe, 1, prose=False, seed=78)
-    assert score_nano.inside(model, examples)["mean_sink_mass"] > 0.05
+    found = score_nano.inside(model, examples)
+    # measured on 480 documents: 0.121 in layer 0, where an even share would be 0.049
+    assert sum(found["sink_mass"][0]) / 8 > 1.8 * found["even_share"][0]
+    assert found["mean_sink_mass"] > 0.055
 
 
 # --- the curriculum ------------------------------------------------------------------------------
