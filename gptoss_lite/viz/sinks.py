@@ -37,6 +37,6 @@ def sink_by_position(
     else:
         heads = [str(head) for head in range(mass.shape[1])]
         values, rows, name = mass[layer], heads, f"head of layer {layer}"
-    ax = draw_grid(values[:, first:], ax, rows=rows, row_name=name, unit="sink mass", largest=1)
+    ax = draw_grid(values[:, first:], ax, rows=rows, row_name=name, unit="sink mass")
     label_tokens(ax, recording.about["tokens"], first)
     return ax
