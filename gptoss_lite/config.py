@@ -161,6 +161,13 @@ class ModelConfig:
                         f"config.json of a {raw.get('model_type', 'gpt-oss original')!r} model "
                         f"lacks the key {missing}. Download the file again."
                     ) from None
+                except ConfigError:
+                    raise
+                except (TypeError, ValueError, AttributeError, ZeroDivisionError) as problem:
+                    raise ConfigError(
+                        f"config.json of a {raw.get('model_type', 'gpt-oss original')!r} model has "
+                        f"a value of the wrong kind: {problem}. Download the file again."
+                    ) from None
         raise ConfigError(
             f"Unknown architecture: model_type={raw.get('model_type')!r}. This package reads "
             "'gpt2', 'gpt_oss' and 'qwen3_moe', and the config.json of gpt-oss's original/ folder."
@@ -173,7 +180,7 @@ class ModelConfig:
             ConfigError: a mix of parts that no published architecture has (most rungs).
         """
         raw = _WRITERS[self.family](self)
-        if ModelConfig.from_hf(raw) == self:
+        if _same_model(ModelConfig.from_hf(raw), self):
             return raw
         raise ConfigError(
             "No published architecture has this mix of parts, so there is no config.json for it. "
@@ -238,6 +245,13 @@ def _check_combinations(c: ModelConfig) -> None:
                     f"{name}={getattr(c, name)} is not a multiple of {MXFP4_BLOCK}, so an expert's "
                     "rows cannot be cut into MXFP4 blocks."
                 )
+
+
+def _same_model(a: ModelConfig, b: ModelConfig) -> bool:
+    """Compare two configs; patterns that give each layer the same window count as equal."""
+    if a.n_layers != b.n_layers or any(a.window(n) != b.window(n) for n in range(a.n_layers)):
+        return False
+    return replace(a, layer_pattern=b.layer_pattern, sliding_window=b.sliding_window) == b
 
 
 # --- config.json in ------------------------------------------------------------------------------

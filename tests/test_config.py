@@ -592,3 +592,19 @@ def test_gpt2_attention_scaled_otherwise_is_refused():
     raw = {**PRESETS["gpt2"].to_hf(), "scale_attn_by_inverse_layer_idx": True}
     with pytest.raises(ConfigError, match="scale_attn_by_inverse_layer_idx=True is not GPT-2's"):
         ModelConfig.from_hf(raw)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rope_scaling": 3}, {"num_local_experts": None}, {"layer_types": 7}]
+)
+def test_values_of_the_wrong_kind_are_one_sentence(change):
+    with pytest.raises(ConfigError):
+        ModelConfig.from_hf({**PRESETS["gpt-oss-20b"].to_hf(), **change})
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 5])
+def test_any_number_of_layers_can_be_written(n_layers):
+    """One layer of the pattern SF reads back as S, which is the same model."""
+    config = PRESETS["gpt-oss-20b"].but(n_layers=n_layers)
+    again = ModelConfig.from_hf(config.to_hf())
+    assert [again.window(n) for n in range(n_layers)] == [config.window(n) for n in range(n_layers)]
