@@ -192,13 +192,13 @@ class Fit:
 
     def __str__(self) -> str:
         parts = (
-            f"{_size(self.weight_bytes)} weights + {_size(self.kv_bytes)} KV cache at "
-            f"{self.context_tokens:,} tokens + {_size(self.overhead_bytes)} overhead = "
-            f"{_size(self.needed_bytes)} of {_size(self.memory_bytes)}"
+            f"{readable_bytes(self.weight_bytes)} weights + {readable_bytes(self.kv_bytes)} "
+            f"KV cache at {self.context_tokens:,} tokens + {readable_bytes(self.overhead_bytes)} overhead = "
+            f"{readable_bytes(self.needed_bytes)} of {readable_bytes(self.memory_bytes)}"
         )
         if self.fits:
             return f"It fits: {parts}. Longest context: {self.longest_context_tokens:,} tokens."
-        short = _size(self.needed_bytes - self.memory_bytes)
+        short = readable_bytes(self.needed_bytes - self.memory_bytes)
         if self.longest_context_tokens:
             advice = f"A context of {self.longest_context_tokens:,} tokens would fit."
         else:
@@ -206,7 +206,8 @@ class Fit:
         return f"It does not fit: {parts}, short by {short}. {advice}"
 
 
-def _size(n_bytes: int) -> str:
+def readable_bytes(n_bytes: int) -> str:
+    """Write a size in GiB, or in MiB where that says more."""
     return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB // 100 else f"{n_bytes / 2**20:.2f} MiB"
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,7 +61,8 @@ def _chat(args: argparse.Namespace) -> None:
     messages = [{"role": "developer", "content": args.instructions}] if args.instructions else []
     for question in [args.question] if args.question else _questions():
         messages.append({"role": "user", "content": question})
-        reply = _stream(model, tokenizer, tokenizer.render(messages, effort=args.effort), args)
+        prompt = tokenizer.render(messages, effort=args.effort)
+        reply = _stream(model, tokenizer, prompt, args, show=_as_channels)
         messages += tokenizer.parse(reply)
 
 
@@ -83,7 +84,7 @@ def _inspect(args: argparse.Namespace) -> None:
     for info in held.values():
         by_dtype[info.dtype] += info.n_bytes
     shares = ", ".join(f"{dtype} {size / total:.1%}" for dtype, size in by_dtype.most_common())
-    print(f"\n{len(held)} tensors, {total:,} bytes ({total / 2**30:.2f} GiB): {shares}")
+    print(f"\n{len(held)} tensors, {total:,} bytes ({account.readable_bytes(total)}): {shares}")
     config = ModelConfig.from_hf(folder)
     print(f"layout: {choose_layout(config, held).name}")
     print(f"parameters: {account.parameters(config):,}", end="; ")
@@ -236,19 +237,36 @@ def _tokens(
 
 
 def _stream(
-    model: Transformer, tokenizer: Tokenizer, prompt: list[int], args: argparse.Namespace
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    args: argparse.Namespace,
+    show: Callable[[str], str] = str,
 ) -> list[int]:
     """Print the text as it comes; a character cut across tokens waits until it is whole."""
     ids: list[int] = []
     shown = ""
     for token in _tokens(model, tokenizer, prompt, args):
         ids.append(token)
-        text = tokenizer.decode(ids)
+        text = show(tokenizer.decode(ids))
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
             print(text[len(shown) :], end="", flush=True)
             shown = text
-    print(tokenizer.decode(ids)[len(shown) :])
+    print(show(tokenizer.decode(ids))[len(shown) :])
     return ids
+
+
+def _as_channels(text: str) -> str:
+    """Show a harmony reply as `channel: text` lines; a header that is not whole yet waits.
+
+    Example:
+        >>> print(_as_channels("<|channel|>analysis<|message|>2+3=5<|end|><|start|>assistant"))
+        analysis: 2+3=5
+        <BLANKLINE>
+    """
+    text = re.sub(r"<\|(?:start|channel)\|>(?:(?!<\|message\|>).)*$", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?:<\|start\|>assistant)?<\|channel\|>(.*?)<\|message\|>", r"\1: ", text)
+    return text.replace("<|end|>", "\n").replace("<|return|>", "").replace("<|call|>", "")
 
 
 # --- arguments -----------------------------------------------------------------------------------

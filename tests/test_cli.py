@@ -1,6 +1,7 @@
 """The command line: each command on small checkpoints, and one sentence for each mistake."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,27 @@ def test_a_seed_repeats_a_sampled_text(capsys, folder):
 def test_chat_answers_on_the_bundled_model(capsys):
     status, text, _ = run(capsys, "chat", "What is 12 + 35?", "--effort", "low")
     assert status == 0
-    assert text.startswith("<|channel|>final<|message|>")
+    assert text.startswith("final: ")
+
+
+def test_chat_shows_channels_and_no_special_tokens(capsys):
+    _, text, _ = run(capsys, "chat", "What is 38 + 15?", "--effort", "medium")
+    analysis, final = text.splitlines()
+    assert analysis.startswith("analysis: Ones: 8+5=13")
+    assert final == "final: 53"
+
+
+def test_text_that_is_still_coming_only_grows():
+    """Each prefix of a reply shows a prefix of what the whole reply shows."""
+    reply = (
+        "<|channel|>analysis<|message|>a < b, | and <|end|><|start|>assistant<|channel|>final"
+        "<|message|>done<|return|>"
+    )
+    pieces = re.findall(r"<\|\w+\|>|[^<]+|<", reply)
+    whole = cli._as_channels(reply)
+    assert whole == "analysis: a < b, | and \nfinal: done"
+    for n in range(len(pieces)):
+        assert whole.startswith(cli._as_channels("".join(pieces[:n])))
 
 
 def test_chat_without_a_question_holds_a_conversation(capsys, monkeypatch, folder):
