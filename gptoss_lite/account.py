@@ -193,8 +193,8 @@ class Fit:
     def __str__(self) -> str:
         parts = (
             f"{readable_bytes(self.weight_bytes)} weights + {readable_bytes(self.kv_bytes)} "
-            f"KV cache at {self.context_tokens:,} tokens + {readable_bytes(self.overhead_bytes)} overhead = "
-            f"{readable_bytes(self.needed_bytes)} of {readable_bytes(self.memory_bytes)}"
+            f"KV cache at {self.context_tokens:,} tokens + {readable_bytes(self.overhead_bytes)} "
+            f"overhead = {readable_bytes(self.needed_bytes)} of {readable_bytes(self.memory_bytes)}"
         )
         if self.fits:
             return f"It fits: {parts}. Longest context: {self.longest_context_tokens:,} tokens."
