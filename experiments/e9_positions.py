@@ -27,10 +27,19 @@ EXPERIMENT = Experiment(
     chapter="03",
     title="Positions: rotated, learned, none",
     question="Which positions learn best, and which still work at a longer length?",
-    note="Trained at 64 tokens. The same held-out bytes at every length; a longer window gives "
-    "each byte more context. A learned table ends at the trained length.",
+    note="Trained at 64 tokens; RoPE's base is gpt-oss's 150,000 unless said. The same held-out "
+    "bytes at every length; a longer window gives each byte more context. A learned table ends at "
+    "the trained length.",
     arms=(
         Arm("rope", "RoPE", measure=partial(lengths, of=(32, 64, 128, 256))),
+        Arm(
+            "rope, base 10000",
+            "RoPE, base 10,000",
+            {"rope_theta": 10_000.0},
+            note="added after the first runs, in which RoPE failed at twice the trained length",
+            against="rope",
+            measure=partial(lengths, of=(32, 64, 128, 256)),
+        ),
         Arm(
             "learned",
             "learned table",

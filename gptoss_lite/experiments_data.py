@@ -60,7 +60,7 @@ def print_table(record: Mapping[str, Any], metric: str = "loss") -> None:
     Args:
         record: what `recorded` returned.
         metric: "loss" (at the end), "best" (of the checkpoints) or "own_loss" (on the text it
-            learned from). The differences are always those of "loss".
+            learned from); the differences are those of the same metric.
     """
     width = max(len(found["label"]) for found in record["arms"])
     seeds = record["seeds"]
@@ -69,5 +69,16 @@ def print_table(record: Mapping[str, Any], metric: str = "loss") -> None:
     for found in record["arms"]:
         by_seed = {run["seed"]: run[metric] for run in found["runs"]}
         losses = "".join(f"{by_seed[s]:8.3f}" if s in by_seed else f"{'-':>8}" for s in seeds)
-        paired = " ".join(f"{value:+.3f}" for value in found.get("differences", []))
-        print(f"{found['label']:<{width}} {found['parameters']:>9,}{losses}   {paired}".rstrip())
+        changes = " ".join(f"{value:+.3f}" for value in differences(record, found, metric))
+        print(f"{found['label']:<{width}} {found['parameters']:>9,}{losses}   {changes}".rstrip())
+
+
+def differences(
+    record: Mapping[str, Any], found: Mapping[str, Any], metric: str = "loss"
+) -> list[float]:
+    """Subtract from an arm the one it is paired with, seed by seed; nothing if there is none."""
+    if found["against"] is None:
+        return []
+    theirs = {run["seed"]: run[metric] for run in arm(record, found["against"])["runs"]}
+    mine = [run for run in found["runs"] if run["seed"] in theirs]
+    return [run[metric] - theirs[run["seed"]] for run in mine]

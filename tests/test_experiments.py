@@ -180,11 +180,18 @@ def test_arm_by_name(folder):
 def test_table(folder, capsys):
     experiments_data.print_table(read(folder, "E9"))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0].strip() for line in lines[1:]] == [
-        "RoPE",
-        "learned table",
-        "no positions",
-    ]
+    labels = [arm.label for arm in run.EXPERIMENTS["E9"].arms]
+    assert [line.split("  ")[0].strip() for line in lines[1:]] == labels
+
+
+@pytest.mark.parametrize("metric", ["loss", "best", "own_loss"])
+def test_differences_are_those_of_the_metric(metric):
+    runs = ({"seed": 1, metric: 2.0}, {"seed": 3, metric: 2.5}), ({"seed": 3, metric: 2.25},)
+    base, other = ({"name": n, "runs": r} for n, r in zip("ab", runs, strict=True))
+    base["against"], other["against"] = None, "a"
+    record = {"id": "X", "arms": [base, other]}
+    assert experiments_data.differences(record, other, metric) == [-0.25]
+    assert experiments_data.differences(record, base, metric) == []
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -218,5 +225,5 @@ def test_arms_draws_some_arms_and_another_metric(folder):
 
 def test_by_length_draws_a_line_a_run(folder):
     ax = gl.viz.by_length(with_seeds(read(folder, "E9"), (0, 1)))
-    assert [len(line.get_xdata()) for line in ax.lines] == [4, 4, 2, 2, 4, 4, 2]
+    assert [len(line.get_xdata()) for line in ax.lines] == [4, 4, 4, 4, 2, 2, 4, 4, 2]
     mpl.pyplot.close(ax.figure)
