@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import sys
 import subprocess
 import tomllib
 from pathlib import Path
@@ -194,14 +195,10 @@ def test_notebooks_import_nothing_beyond_the_package():
     allowed = {
         "gptoss_lite", "IPython", "ipywidgets", "matplotlib", "numpy", "safetensors", "torch",
     }  # fmt: skip
-    standard = {
-        "collections", "functools", "itertools", "json", "math", "os", "pathlib", "random",
-        "statistics", "sys", "tempfile", "textwrap", "time",
-    }  # fmt: skip
     for path in (ROOT / "chapters").glob("*.ipynb"):
         for cell in json.loads(path.read_text())["cells"]:
             if cell["cell_type"] != "code":
                 continue
             source = "".join(cell["source"])
             for name in re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE):
-                assert name in allowed | standard, f"{path.name} imports {name}"
+                assert name in allowed | sys.stdlib_module_names, f"{path.name} imports {name}"
