@@ -3,8 +3,8 @@
 import ast
 import json
 import re
-import sys
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
