@@ -31,7 +31,7 @@ export IPYTHONDIR = $(CURDIR)/.venv/ipython
 export MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint lint-format lint-style lint-types lint-layers lint-spelling lint-notebooks test test-unit test-notebooks notebooks book lab wheel lock clean distclean
+.PHONY: help setup lint lint-format lint-style lint-types lint-layers lint-spelling lint-notebooks test test-unit test-notebooks notebooks book lab tables wheel lock clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -95,6 +95,10 @@ endif
 lab: $(STAMP) ## open the chapters in JupyterLab
 	@$(PY) -c 'import jupyterlab' 2>/dev/null || $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt 'jupyterlab>=4.2'
 	$(PY) -m jupyterlab chapters
+
+tables: $(STAMP) ## print how far each rung is from its published class, and what each mutant moves
+	.venv/bin/gptoss-lite parity
+	OMP_NUM_THREADS=1 $(PY) -m tests.test_mutations
 
 wheel: $(STAMP) ## build the wheel into dist/ and check what is inside
 	rm -rf dist

@@ -1,5 +1,8 @@
 """Wrong on purpose: each variant below must move the logits, or the parity tests prove nothing.
 
+`python -m tests.test_mutations` prints every mutant's damage, and beside it what a lazy test sees:
+initial weights and a prompt of six tokens, as many public tests use.
+
 A mutant is a name, the config it is planted in, and a function that plants it: it may patch
 functions of the package, and returns the config fields it changes. The weights stay the same.
 To add one, add a row to MUTANTS.
@@ -28,6 +31,7 @@ from gptoss_lite import (
     mxfp4,
     norm,
     positions,
+    use_backend,
 )
 from gptoss_lite.cache import SlidingCache
 from tests.hostile import (
@@ -495,6 +499,56 @@ def damage(config: ModelConfig, plant: Plant) -> float:
     return (after - before).abs().max().item()
 
 
+LAZY_TOLERANCE = 1e-4  # of a test that compares logits with `allclose`
+
+
+@cache
+def right_lazily(config: ModelConfig) -> tuple[dict[str, Tensor], Tensor]:
+    """Return weights as they are drawn at first, and the logits of a short prompt."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Transformer(config.but(expert_dtype=config.dtype)).eval()
+    network = packed(network) if config.expert_dtype == "mxfp4" else network
+    with torch.no_grad():
+        return network.state_dict(), network(tokens(config, 1, 6))
+
+
+def lazy_damage(config: ModelConfig, plant: Plant) -> float:
+    """Return how far a mutant moves the logits where hardly anything shows."""
+    weights, before = right_lazily(config)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        wrong = build(config.but(**plant(patch)))
+        wrong.load_state_dict(weights, strict=False)
+        return (wrong(tokens(config, 1, 6)) - before).abs().max().item()
+
+
+def table() -> str:
+    """Return one line a mutant: its damage, and whether the lazy test misses it."""
+    use_backend("plain")
+    lines = [f"{'mutant':<42} {'damage':>8}  {'lazy test':>9}"]
+    caught = missed = 0
+    for name, mutant in MUTANTS.items():
+        moved, lazily = damage(*mutant), lazy_damage(*mutant)
+        caught += moved >= QUIET.get(name, VISIBLE)
+        missed += lazily < LAZY_TOLERANCE
+        seen = "missed" if lazily < LAZY_TOLERANCE else "seen"
+        lines.append(f"{name:<42} {moved:>8.1e}  {lazily:>9.1e}  {seen}")
+    use_backend("auto")
+    lines.append(f"{caught} of {len(MUTANTS)} caught; {missed} missed by the lazy test")
+    return "\n".join(lines)
+
+
+def test_a_lazy_test_misses_what_this_suite_sees() -> None:
+    """Window, cache, sinks and biases: with initial weights and six tokens they do not show."""
+    for name in (
+        "window one too wide",
+        "no window",
+        "no router bias",
+        "expert biases not weighted",
+    ):
+        assert lazy_damage(*MUTANTS[name]) < LAZY_TOLERANCE, name
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mistake_moves_the_logits(
     name: str, record_property: Callable[[str, object], None]
@@ -509,3 +563,7 @@ def test_a_mistake_moves_the_logits(
 def test_a_stand_in_without_a_mistake_does_not(name: str) -> None:
     """The harness itself moves nothing, so what the mutants move is their mistake."""
     assert damage(*CONTROLS[name]) <= TOLERANCE
+
+
+if __name__ == "__main__":
+    print(table())
