@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from gptoss_lite import PRESETS, ModelConfig
+from gptoss_lite.config import ModelConfig
 from gptoss_lite.exercises.exercise import Exercise
+from gptoss_lite.presets import PRESETS
 
 
 def conversations(config: ModelConfig, memory_bytes: int, n_tokens: int) -> int:
