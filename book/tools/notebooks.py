@@ -210,6 +210,14 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def compared(files: list[Path]) -> tuple[int, int]:
+    """Count the cells whose output nbval compares, and all cells that have output."""
+    cells = [cell for path in files for cell in nbformat.read(path, as_version=4).cells]
+    shows = [cell for cell in cells if cell.cell_type == "code" and cell.outputs]
+    ignored = {"nbval-ignore-output", "nbval-skip"}
+    return sum(not ignored & set(cell.metadata.get("tags", ())) for cell in shows), len(shows)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Carry out one command and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -235,6 +243,10 @@ def main(argv: list[str] | None = None) -> int:
                 found += 1
     if options.command == "check":
         print(f"notebooks: {len(files)} checked, {found} problems")
+        strict, shows = compared(files)
+        print(
+            f"notebooks: {strict} of {shows} cells with output are compared ({strict / max(1, shows):.0%})"
+        )
     return 1 if found else 0
 
 
