@@ -244,9 +244,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "check":
         print(f"notebooks: {len(files)} checked, {found} problems")
         strict, shows = compared(files)
-        print(
-            f"notebooks: {strict} of {shows} cells with output are compared ({strict / max(1, shows):.0%})"
-        )
+        share = f"{strict} of {shows} cells with output are compared"
+        print(f"notebooks: {share} ({strict / max(1, shows):.0%})")
     return 1 if found else 0
 
 
