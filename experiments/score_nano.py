@@ -1,6 +1,6 @@
 """Measure `gpt-oss-nano`: held-out loss, accuracy by task and effort, sinks, routing.
 
-    python experiments/score_nano.py --source gpt-oss-nano --out book/data/nano_scores.json
+    python experiments/score_nano.py --out gptoss_lite/data/gpt-oss-nano/scores.json
 
 Questions are the reserved ones of `nano_world.py`, asked the way a user asks them: the full
 system message, greedy decoding. Beside each accuracy stands the most frequent answer's share,

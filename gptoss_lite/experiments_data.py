@@ -8,6 +8,7 @@ from typing import Any
 from gptoss_lite.errors import GptOssLiteError
 
 _FOLDER = files("gptoss_lite").joinpath("data", "experiments")
+_NANO_SCORES = files("gptoss_lite").joinpath("data", "gpt-oss-nano", "scores.json")
 
 
 def recorded_names() -> list[str]:
@@ -39,6 +40,22 @@ def recorded(name: str) -> dict[str, Any]:
             f"No experiment {name!r} is recorded. Recorded: {', '.join(recorded_names())}."
         )
     return json.loads(_FOLDER.joinpath(f"{name}.json").read_text(encoding="utf-8"))
+
+
+def nano_scores() -> dict[str, Any]:
+    """Read what was measured on the bundled model, `gpt-oss-nano`.
+
+    Returns:
+        `settings` (date, device, versions, seeds, SHA-256 of the weights), `held_out` (losses),
+        `ablations`, `inside` (sinks and routing), and `tasks`: for each task and effort `n`
+        questions, `accuracy`, `mean_tokens` of a reply, `majority_answer` (the share of the most
+        frequent right answer), an `example` and some `mistakes`.
+
+    Example:
+        >>> sorted(nano_scores()["tasks"]["add"])
+        ['high', 'low', 'medium']
+    """
+    return json.loads(_NANO_SCORES.read_text(encoding="utf-8"))
 
 
 def arm(record: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import score_nano  # noqa: E402
 import train_nano  # noqa: E402
 
 FOLDER = ROOT / "gptoss_lite" / "data" / "gpt-oss-nano"
-SCORES = ROOT / "book" / "data" / "nano_scores.json"
+SCORES = FOLDER / "scores.json"
 MAX_BYTES = 12_000_000
 
 

@@ -11,6 +11,7 @@ NEEDED = (
     "gptoss_lite/__init__.py",
     "gptoss_lite/py.typed",
     "gptoss_lite/data/gpt-oss-nano/config.json",
+    "gptoss_lite/data/gpt-oss-nano/scores.json",
 )
 MAX_BYTES = 24_000_000
 
