@@ -18,11 +18,31 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments import e1_dropout, e2_ffn, e4_granularity, e9_positions, gqa, yarn
+from experiments import (
+    e1_dropout,
+    e2_ffn,
+    e4_granularity,
+    e5_norm,
+    e8_window,
+    e9_positions,
+    e10_formats,
+    gqa,
+    yarn,
+)
 from experiments.small import SEEDS, Arm, Experiment, describe, judge, run_arm, save
 
 OUT = Path(__file__).resolve().parents[1] / "gptoss_lite" / "data" / "experiments"
-MODULES = (e1_dropout, e2_ffn, e9_positions, e4_granularity, gqa, yarn)
+MODULES = (
+    e1_dropout,
+    e2_ffn,
+    e9_positions,
+    e4_granularity,
+    gqa,
+    yarn,
+    e8_window,
+    e5_norm,
+    e10_formats,
+)
 ALL = (*(module.EXPERIMENT for module in MODULES), e2_ffn.RATES, e2_ffn.INIT)
 EXPERIMENTS = {experiment.id: experiment for experiment in ALL}
 
