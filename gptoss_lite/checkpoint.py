@@ -25,7 +25,14 @@ from gptoss_lite.headers import INDEX_NAME, ITEM_BYTES, Shape, TensorInfo, read_
 from gptoss_lite.model import Transformer
 from gptoss_lite.moe import ExpertLinear
 from gptoss_lite.mxfp4 import PackedExpertLinear, dequantize, quantize
-from gptoss_lite.names import BYTES, Layout, Part, choose_layout, published_layout
+from gptoss_lite.names import (
+    BYTES,
+    Layout,
+    Part,
+    choose_layout,
+    gpt_oss_original,
+    published_layout,
+)
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -37,6 +44,8 @@ FILE_DTYPES = {"bfloat16": "BF16", "float32": "F32"}  # of ModelConfig.dtype
 COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LISTED = 5  # how many wrong tensors of a kind one error names
 CONFIG_NAME = "config.json"
+DTYPES_NAME = "dtypes.json"  # OpenAI's own layout has it
+ONE_FILE = "model.safetensors"
 WORK_PREFIX = ".saving-"  # of the hidden folder that a checkpoint is written to
 LOAD_SPARE_BYTES = 2**30  # beside the weights: buffers of the load itself and of a first answer
 
@@ -347,6 +356,7 @@ def save_checkpoint(
     *,
     overwrite: bool = False,
     max_shard_bytes: int = 5_000_000_000,
+    original: bool = False,
 ) -> Path:
     """Write a model in the Hugging Face layout: shards, index and config.json.
 
@@ -361,6 +371,8 @@ def save_checkpoint(
         overwrite: replace the weights, index and config.json of an earlier checkpoint; other
             files of that folder, such as its tokenizer, are kept.
         max_shard_bytes: start a new file before one grows past this.
+        original: write OpenAI's own layout instead, one file with q, k and v in one matrix, as
+            gpt-oss's reference code reads it; `max_shard_bytes` does not apply.
 
     Returns:
         The folder.
@@ -370,8 +382,8 @@ def save_checkpoint(
         CheckpointError: a folder with files in it, weights that are not finite, or a full disk.
     """
     folder = Path(folder)
-    config_json = model.config.to_hf()
-    layout = published_layout(model.config)
+    config_json = model.config.to_original() if original else model.config.to_hf()
+    layout = gpt_oss_original(model.config) if original else published_layout(model.config)
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -385,7 +397,10 @@ def save_checkpoint(
             new, old = Path(work, "new"), Path(work, "old")
             new.mkdir()
             old.mkdir()
-            _write_shards(model, layout, new, max_shard_bytes)
+            if original:
+                _write_original(model, layout, new)
+            else:
+                _write_shards(model, layout, new, max_shard_bytes)
             _write_json(new / CONFIG_NAME, config_json)
             _swap(new, old, folder)
     except OSError as problem:
@@ -406,13 +421,28 @@ def _write_shards(model: Transformer, layout: Layout, folder: Path, max_shard_by
     weight_map = {}
     for number, shard in enumerate(shards):
         name = f"model-{number:05d}-of-{len(shards) - 1:05d}.safetensors"
-        name = name if len(shards) > 1 else "model.safetensors"
-        data = (_as_bytes(next(tensors), name, *spec) for name, spec in shard.items())
-        write_file(folder / name, shard, data, metadata={"format": "pt"})
+        name = name if len(shards) > 1 else ONE_FILE
+        _write_shard(folder / name, shard, tensors)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(map(_n_bytes, (spec for shard in shards for spec in shard.values())))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     _write_json(folder / INDEX_NAME, index)
+
+
+def _write_original(model: Transformer, layout: Layout, folder: Path) -> None:
+    """Write one file without an index, and OpenAI's list of what kind each tensor is."""
+    (shard,) = _plan_shards(layout, FILE_DTYPES[model.config.dtype], sys.maxsize)
+    _write_shard(folder / ONE_FILE, shard, _file_tensors(model, layout))
+    kinds = {"blocks": "FP4", "scales": "UE8"}
+    dtypes = {name: kinds.get(name.rpartition(".")[2], dtype) for name, (dtype, _) in shard.items()}
+    _write_json(folder / DTYPES_NAME, dtypes)
+
+
+def _write_shard(
+    path: Path, shard: dict[str, tuple[str, Shape]], tensors: Iterator[Tensor]
+) -> None:
+    data = (_as_bytes(next(tensors), name, *spec) for name, spec in shard.items())
+    write_file(path, shard, data, metadata={"format": "pt"})
 
 
 def _plan_shards(
@@ -493,7 +523,7 @@ def _swap(new: Path, old: Path, folder: Path) -> None:
     outgoing = [
         path
         for path in folder.iterdir()
-        if path.suffix == ".safetensors" or path.name in (INDEX_NAME, CONFIG_NAME)
+        if path.suffix == ".safetensors" or path.name in (INDEX_NAME, CONFIG_NAME, DTYPES_NAME)
     ]
     outgoing.sort(key=lambda path: path.name != CONFIG_NAME)
     incoming = sorted(new.iterdir(), key=lambda path: path.name == CONFIG_NAME)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,9 @@ from pathlib import Path
 import torch
 
 from gptoss_lite import account, bench, hub, parity, recording
-from gptoss_lite.checkpoint import check_tensors, load
+from gptoss_lite.checkpoint import check_tensors, load, save_checkpoint
 from gptoss_lite.config import ModelConfig
-from gptoss_lite.errors import CheckpointError, ConfigError, GptOssLiteError
+from gptoss_lite.errors import CheckpointError, ConfigError, GptOssLiteError, TokenizerError
 from gptoss_lite.generate import generate
 from gptoss_lite.headers import TensorInfo, read_folder
 from gptoss_lite.model import Transformer
@@ -23,6 +24,7 @@ from gptoss_lite.presets import PRESETS
 from gptoss_lite.tokenizer import Tokenizer, load_tokenizer
 
 DEFAULT_MODEL = "gpt-oss-nano"
+TOKENIZER_NAME = "tokenizer.json"
 CHECKED = 2**24  # numbers looked at together by `verify`
 SMALL = 100_000_000  # parameters; below this, threads wait for each other longer than they work
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -164,6 +166,15 @@ def parse_bytes(text: str) -> int:
 
 def _download(args: argparse.Namespace) -> None:
     print(hub.find(args.source, want="weights"))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    model = load(args.source, device="cpu", progress=sys.stderr.isatty())
+    folder = save_checkpoint(model, args.folder, original=args.layout == "original")
+    with suppress(CheckpointError, TokenizerError):
+        tokenizer = hub.find(args.source, want="tokenizer") / TOKENIZER_NAME
+        shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def _trace(args: argparse.Namespace) -> None:
@@ -331,6 +342,16 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("download", _download, "fetch only the files needed", "download gpt-oss-20b")
     add.add_argument("source", help="preset or hub id")
+
+    add = command(
+        "convert",
+        _convert,
+        "write a checkpoint in another layout",
+        "convert gpt-oss-nano nano/original --layout original",
+    )
+    add.add_argument("source", help="preset, hub id or folder")
+    add.add_argument("folder", type=Path, help="a new folder")
+    add.add_argument("--layout", choices=("huggingface", "original"), default="huggingface")
 
     add = command(
         "trace", _trace, "record sinks and routing of one answer", 'trace "What is 2 + 3?"'

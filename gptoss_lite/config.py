@@ -187,6 +187,24 @@ class ModelConfig:
             "Only GPT-2, gpt-oss and Qwen3-MoE configurations can be written: start from PRESETS."
         )
 
+    def to_original(self) -> dict[str, Any]:
+        """Return the config.json of OpenAI's own `original/` folder for this model.
+
+        Raises:
+            ConfigError: anything but gpt-oss with MXFP4 experts, which is all that file can say.
+
+        Source:
+            openai/gpt-oss-20b, original/config.json.
+        """
+        if self.yarn and self.moe:
+            raw = _to_original(self, self.yarn, self.moe)
+            if _same_model(ModelConfig.from_hf(raw), self):
+                return raw
+        raise ConfigError(
+            "OpenAI's original/ layout holds gpt-oss with YaRN and MXFP4 experts and nothing else. "
+            "Write this model in the Hugging Face layout."
+        )
+
     @property
     def family(self) -> str:
         """The published architecture these switches come closest to: whose file names to use."""
@@ -539,6 +557,27 @@ def _to_gpt_oss(c: ModelConfig) -> dict[str, Any]:
         ]
         raw["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
     return raw
+
+
+def _to_original(c: ModelConfig, yarn: YarnConfig, moe: MoEConfig) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": c.n_layers,
+        "num_experts": moe.n_experts,
+        "experts_per_token": moe.n_active,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
+        "swiglu_limit": c.swiglu_limit,
+        "head_dim": c.head_dim,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "sliding_window": c.sliding_window,
+        "initial_context_length": yarn.original_context,
+        "rope_theta": c.rope_theta,
+        "rope_scaling_factor": yarn.factor,
+        "rope_ntk_alpha": yarn.beta_slow,
+        "rope_ntk_beta": yarn.beta_fast,
+    }
 
 
 def _rope_scaling(yarn: YarnConfig | None) -> dict[str, Any]:

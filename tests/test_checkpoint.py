@@ -497,6 +497,40 @@ def test_gpt_oss_round_trip(form: str, forms: dict[str, Path], tmp_path: Path) -
     assert ModelConfig.from_hf(saved) == ModelConfig.from_hf(forms["sharded"])
 
 
+@pytest.mark.parametrize("form", ["sharded", "original"])
+def test_original_round_trip(form: str, forms: dict[str, Path], tmp_path: Path) -> None:
+    """Written in OpenAI's own layout from either layout: the same bytes, config and kinds."""
+    model = load(forms[form])
+    saved = gl.save_checkpoint(model, tmp_path / "original", original=True, max_shard_bytes=1)
+    assert_same(read_all(saved), read_all(forms["original"]))
+    assert json.loads((saved / "config.json").read_text()) == files.ORIGINAL_CONFIG
+    kinds = json.loads((saved / "dtypes.json").read_text())
+    assert kinds.keys() == read_all(saved).keys()
+    assert {name.rpartition(".")[2] for name, kind in kinds.items() if kind == "FP4"} == {"blocks"}
+    assert {name.rpartition(".")[2] for name, kind in kinds.items() if kind == "UE8"} == {"scales"}
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "config.json",
+        "dtypes.json",
+        "model.safetensors",
+    ]
+    assert torch.equal(logits(load(saved), IDS), logits(model, IDS))
+
+
+def test_an_original_folder_is_overwritten_whole(forms: dict[str, Path], tmp_path: Path) -> None:
+    model, folder = load(forms["sharded"]), tmp_path / "folder"
+    gl.save_checkpoint(model, folder, original=True)
+    gl.save_checkpoint(model, folder, overwrite=True)
+    assert_same(read_all(folder), read_all(forms["sharded"]))
+    assert not (folder / "dtypes.json").exists()
+
+
+def test_only_gpt_oss_goes_into_the_original_layout(tmp_path: Path) -> None:
+    model = gl.Transformer(gl.LADDER[0].config)
+    with pytest.raises(ConfigError, match="Write this model in the Hugging Face layout"):
+        gl.save_checkpoint(model, tmp_path / "folder", original=True)
+    assert not (tmp_path / "folder").exists()
+
+
 @pytest.mark.parametrize("form", UNPACKED_FORMS)
 def test_unpacked_round_trip(form: str, forms: dict[str, Path], tmp_path: Path) -> None:
     saved = gl.save_checkpoint(load(forms[form]), tmp_path / "saved")

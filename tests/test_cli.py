@@ -46,6 +46,25 @@ def test_a_seed_repeats_a_sampled_text(capsys, folder):
     assert run(capsys, *words, 1)[1] != run(capsys, *words, 2)[1]
 
 
+def test_convert_there_and_back(capsys, tmp_path):
+    there, back = tmp_path / "nano" / "original", tmp_path / "back"
+    status, text, _ = run(capsys, "convert", "gpt-oss-nano", there, "--layout", "original")
+    assert status == 0
+    assert text.endswith("config.json, dtypes.json, model.safetensors, tokenizer.json\n")
+    assert run(capsys, "convert", there, back)[0] == 0
+    name = "model.safetensors"
+    bundled = hub.find("gpt-oss-nano", want="weights")
+    assert (back / name).read_bytes() == (bundled / name).read_bytes()
+    assert (back / "tokenizer.json").read_bytes() == (bundled / "tokenizer.json").read_bytes()
+
+
+def test_convert_keeps_what_is_there(capsys, tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    status, _, errors = run(capsys, "convert", "gpt-oss-nano", tmp_path)
+    assert (status, "is not empty" in errors) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_chat_answers_on_the_bundled_model(capsys):
     status, text, _ = run(capsys, "chat", "What is 12 + 35?", "--effort", "low")
     assert status == 0
