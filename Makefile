@@ -98,7 +98,7 @@ lab: $(STAMP) ## open the chapters in JupyterLab
 
 tables: $(STAMP) ## print how far each rung is from its published class, and what each mutant moves
 	.venv/bin/gptoss-lite parity
-	OMP_NUM_THREADS=1 $(PY) -m tests.test_mutations
+	OMP_NUM_THREADS=1 $(PY) -m gptoss_lite.mutants
 
 wheel: $(STAMP) ## build the wheel into dist/ and check what is inside
 	rm -rf dist

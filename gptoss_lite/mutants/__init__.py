@@ -1,0 +1,35 @@
+"""Wrong on purpose: mistakes that a test of the model must see, or it proves nothing.
+
+`catalog` lists them, `stand_ins` holds the wrong functions, `hostile` the tiny models in which they
+show, and `measure` plants one and says how far it moves the logits. The model's own code knows
+nothing of them. `python -m gptoss_lite.mutants` prints the damage of each.
+"""
+
+from gptoss_lite.mutants.catalog import EXHIBITS, MUTANTS, OTHERS, PARTS, Mutant, mutant
+from gptoss_lite.mutants.measure import (
+    LAZY,
+    LAZY_TOLERANCE,
+    STRICT,
+    Regime,
+    caught,
+    damage,
+    planted,
+    table,
+)
+
+__all__ = [
+    "EXHIBITS",
+    "LAZY",
+    "LAZY_TOLERANCE",
+    "MUTANTS",
+    "OTHERS",
+    "PARTS",
+    "STRICT",
+    "Mutant",
+    "Regime",
+    "caught",
+    "damage",
+    "mutant",
+    "planted",
+    "table",
+]
