@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from gptoss_lite.errors import GptOssLiteError
 
 _FOLDER = files("gptoss_lite").joinpath("data", "experiments")
 _NANO_SCORES = files("gptoss_lite").joinpath("data", "gpt-oss-nano", "scores.json")
+HARMONY_IDS = Path(__file__).with_name("data") / "references" / "harmony.json"
 
 
 def recorded_names() -> list[str]:
@@ -56,6 +58,32 @@ def nano_scores() -> dict[str, Any]:
         ['high', 'low', 'medium']
     """
     return json.loads(_NANO_SCORES.read_text(encoding="utf-8"))
+
+
+def harmony_ids(name: str = "riddles") -> dict[str, Any]:
+    """Read a conversation together with the ids that OpenAI's library gives it.
+
+    Args:
+        name: "riddles" or "a tool call and an answer".
+
+    Returns:
+        `messages` and `options` (what `Tokenizer.render` takes), the `ids` of gpt-oss's
+        vocabulary, `pieces` (the text of each id), and `made_by`.
+
+    Raises:
+        GptOssLiteError: no such conversation.
+
+    Example:
+        >>> riddles = harmony_ids()
+        >>> riddles["pieces"][:3], riddles["ids"][:3]
+        (['<|start|>', 'system', '<|message|>'], [200006, 17360, 200008])
+    """
+    record = json.loads(HARMONY_IDS.read_text(encoding="utf-8"))
+    for case in record["cases"]:
+        if case["name"] == name:
+            return {"made_by": record["made_by"], **case}
+    names = [case["name"] for case in record["cases"]]
+    raise GptOssLiteError(f"No conversation {name!r} is stored. Stored: {names}.")
 
 
 def arm(record: Mapping[str, Any], name: str) -> dict[str, Any]:

