@@ -1,7 +1,8 @@
 """Five questions at the end of a chapter, with a reason for every option.
 
-The items of chapter NN are in `data/quizzes/chNN.json`. On a page each option is a fold: opening
-it says whether it is right, and why. That needs no scripts, and works with the keyboard.
+The items of chapter NN are in `data/quizzes/chNN.json`, those of appendix A in `chA.json`. On a
+page each option is a fold: opening it says whether it is right, and why. That needs no scripts, and
+works with the keyboard.
 """
 
 import json
@@ -42,14 +43,14 @@ def show(chapter: str) -> Shown:
     """Return a chapter's quiz as the last line of a cell.
 
     Args:
-        chapter: two digits, e.g. "01".
+        chapter: two digits, e.g. "01", or an appendix's letter.
 
     Example:
         >>> print(str(show("01")).splitlines()[0])
         Quiz of chapter 01. The answers are at the end.
     """
     items = load(chapter)
-    title = f"Quiz of chapter {chapter}"
+    title = f"Quiz of {'chapter' if chapter.isdigit() else 'appendix'} {chapter}"
     body = "<p>Open an option to see whether it is right, and why.</p>"
     body += f"<ol>{''.join(f'<li>{_item_html(item)}</li>' for item in items)}</ol>"
     lines = [f"{title}. The answers are at the end."]

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from gptoss_lite.exercises.compare import first_difference
 from gptoss_lite.exercises.exercise import LEVELS, SETUP, Exercise
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = sorted(path.stem for path in (ROOT / "gptoss_lite/exercises").glob("ch[0-9][0-9].py"))
+FILES = (ROOT / "gptoss_lite/exercises").glob("ch*.py")
+CHAPTERS = sorted(path.stem for path in FILES if re.fullmatch(r"ch(\d\d|[A-Z])", path.stem))
 ALL = [exercises.exercise(f"{chapter}.ex{number}") for chapter in CHAPTERS for number in (1, 2, 3)]
 each = pytest.mark.parametrize("this", ALL, ids=lambda this: this.id)
 
@@ -151,6 +153,24 @@ def test_an_answer_cannot_spoil_the_cases():
 def test_check_prints_and_returns_nothing(capsys: pytest.CaptureFixture[str]):
     exercises.check("ch01.ex1", exercises.exercise("ch01.ex1").solution)
     assert capsys.readouterr().out == "ch01.ex1: all 6 cases pass.\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda shapes, config, seed: None, "no pair of a dict of weights"),
+        (lambda shapes, config, seed: ({}, torch.zeros(1, 1)), "no tensor of shape [97, 24] for"),
+        (lambda shapes, config, seed: (_zeros(shapes), torch.ones(1, 2)), "no [B, T] tensor"),
+        (lambda shapes, config, seed: (_zeros(shapes), torch.tensor([[97]])), "beyond 0 to 96"),
+        (lambda shapes, config, seed: (_zeros(shapes), torch.tensor([[1]])), "YaRN's ramp rounded"),
+    ],
+)
+def test_where_many_answers_are_right_a_wrong_one_is_explained(answer, says: str):
+    assert says in judge("chA.ex2", answer).text
+
+
+def _zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The book's exercises: three per chapter, each with a checker, hints and a solution.
 
-`gptoss_lite/exercises/chNN.py` holds those of chapter NN in a tuple `EXERCISES`. An exercise is
-found by its id, "ch05.ex2", so there is no list to keep.
+`gptoss_lite/exercises/chNN.py` holds those of chapter NN in a tuple `EXERCISES`, `chA.py` those of
+appendix A. An exercise is found by its id, "ch05.ex2", so there is no list to keep.
 """
 
 import copy
@@ -94,7 +94,7 @@ def exercise(id: str) -> Exercise:
     Raises:
         GptOssLiteError: no such id; the message names those that are near.
     """
-    match = re.fullmatch(r"(ch\d\d)\.ex\d+", id)
+    match = re.fullmatch(r"(ch(?:\d\d|[A-Z]))\.ex\d+", id)
     if match is None:
         raise GptOssLiteError(f"{id!r} is not an exercise's id. They look like 'ch05.ex2'.")
     name = f"{__name__}.{match[1]}"
@@ -117,6 +117,9 @@ def _problem(
         if isinstance(error, NotImplementedError) and not error.args:  # a stub's own
             return f'{_WAITS}. For help: hint("{this.id}").'
         return f"stopped {_where(error, answer)}\n  input     {_input(this, arguments)}"
+    if this.outcome is not None:
+        expected = this.outcome(expected, *copy.deepcopy(arguments))
+        got = this.outcome(got, *copy.deepcopy(arguments))
     found = first_difference(got, expected, this.tolerance)
     if found is None:
         return None

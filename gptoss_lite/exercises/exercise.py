@@ -26,7 +26,7 @@ class Exercise:
     """One exercise of a chapter.
 
     Args:
-        id: "chNN.exM".
+        id: "chNN.exM", or "chA.exM" in an appendix.
         title: a few words.
         minutes: for a reader who has just read the chapter.
         level: one of LEVELS.
@@ -38,6 +38,8 @@ class Exercise:
             function from its signature and docstring.
         wrong: plausible mistakes, which the cases must catch.
         tolerance: relative and absolute, for floats; everything else must be equal.
+        outcome: where many answers are right: what is compared instead of the answer itself. It is
+            called with the answer, then the arguments.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Exercise:
     stub: Function | None = None
     wrong: tuple[Function, ...] = ()
     tolerance: float = 1e-6
+    outcome: Function | None = None
 
     @property
     def name(self) -> str:

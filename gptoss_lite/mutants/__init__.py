@@ -9,10 +9,12 @@ from gptoss_lite.mutants.catalog import EXHIBITS, MUTANTS, OTHERS, PARTS, Mutant
 from gptoss_lite.mutants.measure import (
     LAZY,
     LAZY_TOLERANCE,
+    ONE_PASS,
     STRICT,
     Regime,
     caught,
     damage,
+    missed,
     planted,
     table,
 )
@@ -22,6 +24,7 @@ __all__ = [
     "LAZY",
     "LAZY_TOLERANCE",
     "MUTANTS",
+    "ONE_PASS",
     "OTHERS",
     "PARTS",
     "STRICT",
@@ -29,6 +32,7 @@ __all__ = [
     "Regime",
     "caught",
     "damage",
+    "missed",
     "mutant",
     "planted",
     "table",

@@ -1,6 +1,6 @@
 """How far a mistake moves the logits, under a strict test and under lazier ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,10 +14,13 @@ from gptoss_lite.cache import KVCache
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.errors import GptOssLiteError
 from gptoss_lite.model import Transformer
-from gptoss_lite.mutants.catalog import MUTANTS, Mutant
-from gptoss_lite.mutants.hostile import VISIBLE, hostile, packed, randomise, tokens
+from gptoss_lite.mutants.catalog import EXHIBITS, MUTANTS, Mutant
+from gptoss_lite.mutants.hostile import GPT_OSS, VISIBLE, hostile, packed, randomise, tokens
 
 LAZY_TOLERANCE = 1e-4  # of a test that compares logits with `allclose`
+
+# The exhibits that one forward pass of one model can show.
+ONE_PASS = tuple(m for m in EXHIBITS if m.config == GPT_OSS and not m.needs_cache)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,34 @@ def planted(mutant: Mutant) -> Iterator[ModelConfig]:
         for owner, name, wrong in mutant.plant.swaps:
             stack.enter_context(mock.patch.object(owner, name, wrong))
         yield mutant.config.but(**mutant.plant.fields)
+
+
+def missed(weights: Mapping[str, Tensor], ids: Tensor) -> list[str]:
+    """Run one forward pass with the given weights and tokens; name the mistakes it cannot see.
+
+    Tried are the exhibits that one pass of the model `GPT_OSS` can show. A mistake is seen if it
+    moves a logit by a thousandth of the logits' own spread.
+
+    Args:
+        weights: by the names of `Transformer.state_dict()`.
+        ids: tokens, [B, T].
+    """
+    before = _run(GPT_OSS, weights, ids)
+    visible = VISIBLE * before.std().item()
+    found = []
+    for mutant in ONE_PASS:
+        with planted(mutant) as config:
+            # `not >`, so that a pass whose logits are all equal, or NaN, sees nothing
+            if not (_run(config, weights, ids) - before).abs().max().item() > visible:
+                found.append(mutant.name)
+    return found
+
+
+def _run(config: ModelConfig, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+    network = Transformer(config).eval()
+    network.load_state_dict(weights, strict=False)
+    with torch.no_grad(), _specification():
+        return network(ids)
 
 
 def damage(mutant: Mutant, regime: Regime = STRICT) -> float:
