@@ -21,8 +21,10 @@ from tqdm import tqdm
 from experiments import (
     e1_dropout,
     e2_ffn,
+    e3_sinks,
     e4_granularity,
     e5_norm,
+    e7_shape,
     e8_window,
     e9_positions,
     e10_formats,
@@ -42,6 +44,8 @@ MODULES = (
     e8_window,
     e5_norm,
     e10_formats,
+    e3_sinks,
+    e7_shape,
 )
 ALL = (*(module.EXPERIMENT for module in MODULES), e2_ffn.RATES, e2_ffn.INIT)
 EXPERIMENTS = {experiment.id: experiment for experiment in ALL}

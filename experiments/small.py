@@ -61,6 +61,10 @@ class Experiment:
     arms: tuple[Arm, ...]
     base: ModelConfig = BASE
     note: str = ""
+    unit: str = "nats per byte on held-out text"
+    recipe: Recipe = field(default_factory=lambda: Recipe(steps=STEPS))
+    # config, settings, seed -> the row's numbers; in place of training on the plays
+    trial: Callable[[ModelConfig, dict[str, Any], int], dict[str, Any]] | None = None
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -69,6 +73,9 @@ class Experiment:
 def run_arm(experiment: Experiment, arm: Arm, seed: int, smoke: bool = False) -> dict[str, Any]:
     """Train one arm with one seed and return its row of the record."""
     config, settings = arm_config(experiment, arm), {"steps": STEPS, **arm.settings}
+    if experiment.trial is not None:
+        settings["steps"] = 2 if smoke else experiment.recipe.steps
+        return _rounded({"seed": seed, **experiment.trial(config, settings, seed)})
     if smoke:
         config, settings = shrink(config, settings)
     if arm.start is None:
@@ -156,7 +163,7 @@ def describe(experiment: Experiment, seeds: Iterable[int]) -> dict[str, Any]:
         "title": experiment.title,
         "question": experiment.question,
         "note": experiment.note,
-        "unit": "nats per byte on held-out text",
+        "unit": experiment.unit,
         "made_by": f"python -m experiments.run {experiment.id}",
         "date": datetime.date.today().isoformat(),
         "device": f"CPU, one thread, {processor()}",
@@ -166,10 +173,10 @@ def describe(experiment: Experiment, seeds: Iterable[int]) -> dict[str, Any]:
             "numpy": numpy.__version__,
             "gptoss_lite": gl.__version__,
         },
-        "corpus_sha256": hashlib.sha256(corpus.text()).hexdigest(),
+        "corpus_sha256": None if experiment.trial else hashlib.sha256(corpus.text()).hexdigest(),
         "seeds": list(seeds),
         "base": asdict(experiment.base),
-        "recipe": asdict(Recipe(steps=STEPS)),
+        "recipe": asdict(experiment.recipe),
         "arms": [describe_arm(experiment, arm) for arm in experiment.arms],
     }
 

@@ -55,7 +55,8 @@ def test_smoke_record(folder, name):
     record = read(folder, name)
     check_record(record)
     assert all(arm["runs"] for arm in record["arms"])
-    assert record["corpus_sha256"].startswith("fda795ac")
+    if run.EXPERIMENTS[name].trial is None:
+        assert record["corpus_sha256"].startswith("fda795ac")
 
 
 def test_finished_runs_are_not_repeated(folder, monkeypatch):
