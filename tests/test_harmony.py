@@ -4,15 +4,20 @@ import re
 from typing import Any
 
 import jaxtyping
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_lite import harmony
 from gptoss_lite.errors import TokenizerError
+from gptoss_lite.experiments_data import harmony_ids
 from gptoss_lite.harmony import Part, parse, render, text_of
+from gptoss_lite.viz.tokens import speakers, token_strip
 from tests.harmony_oracle import ANSWER, CALL, QUESTION, RESULT, THOUGHT, WEATHER
 
+mpl.use("Agg")
 SPECIAL = re.compile("(" + "|".join(map(re.escape, harmony.SPECIAL_TOKENS)) + ")")
 
 
@@ -366,3 +371,29 @@ def test_wrong_types_are_explained(
     with pytest.raises(TokenizerError) as caught:
         render(arguments, **options)
     assert str(caught.value) == sentence
+
+
+# --- The figure ---------------------------------------------------------------------------------
+
+
+def test_the_strip_says_who_speaks() -> None:
+    pieces = harmony_ids("a tool call and an answer")["pieces"]
+    who = speakers(pieces)
+    by_speaker = {
+        kind: "".join(p for p, k in zip(pieces, who, strict=True) if k == kind) for kind in who
+    }
+    assert by_speaker["user"] == "user" + QUESTION["content"]
+    assert by_speaker["analysis"] == 2 * ("analysis" + THOUGHT["content"])
+    assert by_speaker["final"] == "final" + ANSWER["content"]
+    assert by_speaker["commentary"] == "commentary json" + CALL["content"]
+    assert by_speaker["assistant"].count("assistant") == 4
+    assert by_speaker["tool"].endswith("commentary" + RESULT["content"])
+
+
+def test_the_strip_draws_every_token_once() -> None:
+    pieces = harmony_ids()["pieces"]
+    ax = token_strip(pieces)
+    drawn = [text.get_text() for text in ax.texts]
+    assert len(ax.patches) == len(drawn) == len(pieces)
+    assert "".join(drawn).replace("·", " ").replace("↵", "\n") == "".join(pieces)
+    plt.close(ax.figure)
