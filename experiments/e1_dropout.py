@@ -38,7 +38,6 @@ EXPERIMENT = Experiment(
             ONCE,
             against="once, p=0",
             expect="higher",
-            seeds=(0,),
         ),
         Arm(
             "again, p=0.2",
@@ -47,7 +46,6 @@ EXPERIMENT = Experiment(
             AGAIN,
             against="again, p=0",
             expect="lower",
-            seeds=(0,),
         ),
     ),
 )

@@ -87,7 +87,7 @@ EXPERIMENT = Experiment(
             note="activation replaced by gate * up",
         ),
         glu("clamped, equal", "gpt-oss form, equal parameters", "clamped_swiglu", EQUAL, "lower"),
-        glu("swiglu, +50%", "SwiGLU, 50 % larger", "swiglu", 256, "lower", seeds=(0,)),
+        glu("swiglu, +50%", "SwiGLU, 50 % larger", "swiglu", 256, "lower"),
     ),
 )
 

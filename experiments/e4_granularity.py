@@ -88,7 +88,7 @@ EXPERIMENT = Experiment(
     "but the balance loss's.",
     arms=(
         experts(8, 2, rescaled=True),
-        experts(16, 4, rescaled=True, against=COARSE, expect="lower", seeds=(0,)),
+        experts(16, 4, rescaled=True, against=COARSE, expect="lower"),
         experts(32, 8, rescaled=True, against=COARSE, expect="lower"),
         Arm(
             "dense",
@@ -97,7 +97,7 @@ EXPERIMENT = Experiment(
             against="rescaled 32x16 top-8",
             expect="higher",
         ),
-        experts(32, 8, rescaled=False, against="rescaled 32x16 top-8", expect="higher", seeds=(0,)),
-        experts(4, 1, rescaled=False, against=COARSE, expect="higher", seeds=(0,)),
+        experts(32, 8, rescaled=False, against="rescaled 32x16 top-8", expect="higher"),
+        experts(4, 1, rescaled=False, against=COARSE, expect="higher"),
     ),
 )
