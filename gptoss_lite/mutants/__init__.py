@@ -1,8 +1,8 @@
 """Wrong on purpose: mistakes that a test of the model must see, or it proves nothing.
 
 `catalog` lists them, `stand_ins` holds the wrong functions, `hostile` the tiny models in which they
-show, and `measure` plants one and says how far it moves the logits. The model's own code knows
-nothing of them. `python -m gptoss_lite.mutants` prints the damage of each.
+show, `measure` plants one and says how far it moves the logits, and `rooms` shows them in the book.
+The model's own code knows nothing of them. `python -m gptoss_lite.mutants` prints all damages.
 """
 
 from gptoss_lite.mutants.catalog import EXHIBITS, MUTANTS, OTHERS, PARTS, Mutant, mutant
@@ -18,6 +18,7 @@ from gptoss_lite.mutants.measure import (
     planted,
     table,
 )
+from gptoss_lite.mutants.rooms import moved, room, storage
 
 __all__ = [
     "EXHIBITS",
@@ -33,7 +34,10 @@ __all__ = [
     "caught",
     "damage",
     "missed",
+    "moved",
     "mutant",
     "planted",
+    "room",
+    "storage",
     "table",
 ]

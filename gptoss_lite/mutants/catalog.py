@@ -32,10 +32,10 @@ PARTS = {
     "norms": "Norms and block",
     "loading": "Loading",
 }
-_REFERENCE = re.compile(r"[\w.-]+/[\w.-]+#\d+")  # of an issue or a pull request on GitHub
+REFERENCE = re.compile(r"[\w.-]+/[\w.-]+#\d+")  # of an issue or a pull request on GitHub
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to itself only, and so a key for caches
 class Mutant:
     """One mistake: the right model, and what makes it wrong."""
 
@@ -52,7 +52,7 @@ class Mutant:
     @property
     def references(self) -> tuple[str, ...]:
         """The public issues and pull requests that `seen` names."""
-        return tuple(_REFERENCE.findall(self.seen))
+        return tuple(REFERENCE.findall(self.seen))
 
 
 def _yarn(original: int = 16, fast: float = 2.0, slow: float = 0.25, **more: bool) -> Plant:
@@ -182,10 +182,10 @@ EXHIBITS: tuple[Mutant, ...] = (
         hides="Tests that look at shapes or at fluent text only.",
     ),
     Mutant(
-        "sink renormalised away",
+        "sink renormalized away",
         "attention",
         GPT_OSS,
-        wrong.attend(renormalise=True),
+        wrong.attend(renormalize=True),
         what="The sink takes its share, and then the rest is divided by its sum: nothing is left "
         "of it.",
         seen="A trap: rows that sum to less than 1 look like a bug to mend.",
@@ -286,7 +286,7 @@ EXHIBITS: tuple[Mutant, ...] = (
         hides="A model whose experts are all active.",
     ),
     Mutant(
-        "Qwen3 without renormalising",
+        "Qwen3 without renormalizing",
         "experts",
         QWEN3,
         wrong.route(how="softmax of all"),

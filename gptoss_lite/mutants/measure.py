@@ -96,6 +96,7 @@ def _run(config: ModelConfig, weights: Mapping[str, Tensor], ids: Tensor) -> Ten
         return network(ids)
 
 
+@cache
 def damage(mutant: Mutant, regime: Regime = STRICT) -> float:
     """Return how far a mistake moves the logits: the largest difference.
 

@@ -103,7 +103,7 @@ def learned_positions(*, shift: int = 0) -> Plant:
 def attend(
     *,
     heads: str = "grouped",
-    renormalise: bool = False,
+    renormalize: bool = False,
     sink_scale: float = 1.0,
     sink_offset: float = 0.0,
     sink_on_first_token: bool = False,
@@ -140,7 +140,7 @@ def attend(
         column = (sinks * sink_scale + sink_offset).view(1, -1, 1, 1)
         column = column.expand(*scores.shape[:3], 1)
         probs = torch.cat((scores, column), -1).softmax(-1)[..., :-1]
-        return (probs / probs.sum(-1, keepdim=True) if renormalise else probs) @ v
+        return (probs / probs.sum(-1, keepdim=True) if renormalize else probs) @ v
 
     return swap(attention, "attend", wrong)
 
