@@ -1,7 +1,16 @@
-"""Static figures of a recorded run: each draws on one matplotlib Axes and returns it."""
+"""Static figures of a recorded run or a config: each draws on one matplotlib Axes."""
 
 from gptoss_lite.viz.arms import arms, by_length
+from gptoss_lite.viz.block import block
 from gptoss_lite.viz.routing import expert_load, routing
 from gptoss_lite.viz.sinks import sink_by_head, sink_by_position
 
-__all__ = ["arms", "by_length", "expert_load", "routing", "sink_by_head", "sink_by_position"]
+__all__ = [
+    "arms",
+    "block",
+    "by_length",
+    "expert_load",
+    "routing",
+    "sink_by_head",
+    "sink_by_position",
+]

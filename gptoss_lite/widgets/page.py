@@ -14,7 +14,6 @@ from traitlets import List, Unicode
 from gptoss_lite.errors import ShapeError
 
 ASSETS = Path(__file__).with_name("assets")
-ROWS_SHOWN = 6  # of the table, where scripts are stripped
 
 # One file: nothing may be loaded, and the browser is told so.
 _POLICY = (
@@ -82,6 +81,7 @@ class PageWidget(anywidget.AnyWidget):
     """
 
     view: ClassVar[str]
+    rows_shown: ClassVar[int] = 6  # of the table, where scripts are stripped
 
     title = Unicode().tag(sync=True)
     summary = Unicode().tag(sync=True)
@@ -110,7 +110,7 @@ class PageWidget(anywidget.AnyWidget):
         return (
             f'<div class="gl-widget" data-gl-widget="{_escape(self.view)}" '
             f'data-gl-state="{_escape(state)}">'
-            f"<p>{_escape(self.describe())}</p>{_html_table(self.table()[:ROWS_SHOWN])}</div>"
+            f"<p>{_escape(self.describe())}</p>{_html_table(self.table()[: self.rows_shown])}</div>"
         )
 
     def save(self, path: str | Path) -> Path:
@@ -187,7 +187,8 @@ def _plain(value: Any) -> Any:
 def _escape(value: object) -> str:
     # half of a surrogate pair cannot be written to a file
     text = str(value).encode("utf-8", "replace").decode("utf-8")
-    return html.escape(text).replace("\n", "&#10;")
+    text = html.escape(text).replace("\n", "&#10;")
+    return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def _html_table(rows: Sequence[Mapping[str, Any]]) -> str:

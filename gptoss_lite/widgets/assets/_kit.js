@@ -2,8 +2,10 @@
 // after the style sheet as the constant CSS.
 
 // Text never becomes markup: strings go in as text nodes.
-function h(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
+const h = (tag, ...more) => filled(document.createElement(tag), ...more);
+const s = (tag, ...more) => filled(document.createElementNS("http://www.w3.org/2000/svg", tag), ...more);
+
+function filled(node, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(name, value);
     else node.setAttribute(name, value);
@@ -40,6 +42,8 @@ const PIXELS = Uint32Array.from(range(257), (at) => {
   }, 255);
 });
 
+const THEME = ["fg", "muted", "bg", "soft", "line", "accent"]; // of _kit.css
+
 function isDark() {
   const page = document.documentElement, { body } = document;
   const theme = page.dataset.theme || page.getAttribute("theme"); // the book; Colab
@@ -60,7 +64,7 @@ function start(model, el, { traits, status, tables }) {
   host.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
   el.append(host);
 
-  const text = model.get("tokens").join("\0");
+  const text = model.get("tokens")?.join("\0"); // not every view has one
   ui.set = (changes) => {
     model.set(changes);
     model.save_changes();
@@ -69,13 +73,13 @@ function start(model, el, { traits, status, tables }) {
   const redraw = () => {
     ui.box.classList.toggle("dark", isDark());
     const style = getComputedStyle(ui.box);
-    for (const name of ["fg", "muted", "bg", "soft", "line", "accent"]) ui[name] = style.getPropertyValue(`--${name}`);
+    for (const name of THEME) ui[name] = style.getPropertyValue(`--${name}`);
     for (const update of ui.updates) update();
   };
   ui.watch = watch(ui.box, model, traits, redraw, (event) => {
     // Views of one text move together.
     const { token, ...other } = event.detail;
-    if (other.text === text && model.get("token") !== token) model.set({ token }), model.save_changes();
+    if (text && other.text === text && model.get("token") !== token) model.set({ token }), model.save_changes();
   });
 
   const line = h("p", { class: "status", role: "status" });
@@ -131,8 +135,8 @@ function control(ui, label, input, show, ...more) {
   ui.controls.append(h("label", {}, h("span", {}, label), ...more, input));
 }
 
-function slider(ui, name, label, min, max, step, text) {
-  const input = h("input", { type: "range", min, max, step, input: () => ui.set({ [name]: Number(input.value) }) });
+function slider(ui, name, label, min, max, step, text, changes = (value) => ({ [name]: value })) {
+  const input = h("input", { type: "range", min, max, step, input: () => ui.set(changes(Number(input.value))) });
   const output = h("output", { "aria-hidden": "true" });
   const show = () => {
     const value = ui.model.get(name);
@@ -180,7 +184,7 @@ function plot(ui, spec) {
   canvas.addEventListener("pointerdown", picked);
   canvas.addEventListener("pointermove", picked);
   ui.figures.append(h("figure", { class: spec.half ? "half" : "" }, caption, canvas));
-  ui.plots.push({ canvas, spec });
+  ui.plots.push({ spec, canvas: () => canvas });
   ui.updates.push(() => {
     const width = canvas.clientWidth, height = area.height + 20, scale = devicePixelRatio || 1;
     caption.replaceChildren(spec.caption(), ...(spec.ramp ? [ramp(...spec.ramp())] : []));
@@ -280,7 +284,7 @@ function tableBelow(ui) {
 }
 
 // Tokens are quoted twice, so that a spreadsheet takes none for a formula.
-const field = (v) => (v?.token === undefined ? v : `"${JSON.stringify(v.token).replaceAll('"', '""')}"`);
+const field = (v) => (v?.token !== undefined ? field(JSON.stringify(v.token)) : /[",]/.test(v) ? `"${v.replaceAll('"', '""')}"` : v);
 const csv = (tables) =>
   new Blob(tables.flatMap(({ caption, rows }) => [`"${caption}"\n`, ...rows.map((row) => `${row.map(field)}\n`), "\n"]));
 
@@ -291,10 +295,11 @@ function save(blob, name) {
 }
 
 // All drawings of the view below each other, with their captions.
-function savePicture(ui, name) {
-  const scale = devicePixelRatio || 1, gap = 30 * scale, canvases = ui.plots.map(({ canvas }) => canvas);
-  const width = Math.max(...canvases.map((canvas) => canvas.width)) + gap;
-  const height = canvases.reduce((sum, canvas) => sum + canvas.height + gap, 2 * gap);
+async function savePicture(ui, name) {
+  const scale = devicePixelRatio || 1, gap = 30 * scale;
+  const pictures = await Promise.all(ui.plots.map(({ canvas }) => canvas()));
+  const width = Math.max(...pictures.map((picture) => picture.width)) + gap;
+  const height = pictures.reduce((sum, picture) => sum + picture.height + gap, 2 * gap);
   const sheet = h("canvas", { width, height }), g = sheet.getContext("2d");
   g.fillStyle = ui.bg;
   g.fillRect(0, 0, width, height);
@@ -302,11 +307,21 @@ function savePicture(ui, name) {
   g.font = `${13 * scale}px system-ui, sans-serif`;
   let y = gap * 0.7;
   g.fillText(ui.title, gap / 2, y);
-  for (const { canvas, spec } of ui.plots) {
+  ui.plots.forEach(({ spec }, i) => {
     y += gap * 0.8;
     g.fillText(spec.caption() + (spec.ramp ? `; dark ${spec.ramp().join(", bright ")}` : ""), gap / 2, y);
-    g.drawImage(canvas, gap / 2, y + gap * 0.3);
-    y += canvas.height + gap * 0.2;
-  }
+    g.drawImage(pictures[i], gap / 2, y + gap * 0.3);
+    y += pictures[i].height + gap * 0.2;
+  });
   sheet.toBlob((blob) => save(blob, name));
+}
+
+// An SVG drawing as an image: its colors are properties of the page, so they go along.
+async function picture(ui, drawing, width, height) {
+  const copy = drawing.cloneNode(true), scale = devicePixelRatio || 1, image = new Image(width * scale, height * scale);
+  for (const [name, size] of Object.entries({ width, height })) copy.setAttribute(name, size * scale);
+  copy.setAttribute("style", THEME.map((name) => `--${name}:${ui[name]}`).join(";"));
+  image.src = `data:image/svg+xml,${encodeURIComponent(new XMLSerializer().serializeToString(copy))}`;
+  await image.decode();
+  return image;
 }

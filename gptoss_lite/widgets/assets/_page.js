@@ -8,8 +8,7 @@
   // The part of anywidget's model that a drawing module may use.
   class Model {
     #state;
-    #listeners = new Map();
-    #changed = new Set();
+    #events = new EventTarget();
 
     constructor(state) {
       this.#state = state;
@@ -18,59 +17,34 @@
       return this.#state[name];
     }
     set(name, value) {
-      const changes = typeof name === "object" ? name : { [name]: value };
-      for (const [key, next] of Object.entries(changes)) {
+      for (const [key, next] of Object.entries(typeof name === "object" ? name : { [name]: value })) {
         if (this.#state[key] === next) continue;
         this.#state[key] = next;
-        this.#changed.add(key);
-        this.#emit(`change:${key}`, next);
+        this.#events.dispatchEvent(new Event(`change:${key}`));
       }
-      if (this.#changed.size) this.#emit("change");
     }
     on(events, callback) {
-      for (const event of events.split(/\s+/)) {
-        if (!this.#listeners.has(event)) this.#listeners.set(event, new Set());
-        this.#listeners.get(event).add(callback);
-      }
+      for (const event of events.split(" ")) this.#events.addEventListener(event, callback);
     }
     off(events, callback) {
-      if (events === undefined || events === null) return this.#listeners.clear();
-      for (const event of events.split(/\s+/)) {
-        if (callback === undefined || callback === null) this.#listeners.delete(event);
-        else this.#listeners.get(event)?.delete(callback);
-      }
+      for (const event of events.split(" ")) this.#events.removeEventListener(event, callback);
     }
-    save_changes() {
-      this.#changed.clear(); // no kernel to tell
-    }
-    send() {}
-    #emit(event, value) {
-      for (const callback of [...(this.#listeners.get(event) ?? [])]) callback(this, value);
-    }
+    save_changes() {} // no kernel to tell
   }
 
   // {"$bytes": "base64"} in the page is a bytes trait beside a kernel: a DataView.
   function revive(key, value) {
     if (value === null || typeof value !== "object" || typeof value.$bytes !== "string") return value;
-    const text = atob(value.$bytes);
-    const bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    return new DataView(bytes.buffer);
+    return new DataView(Uint8Array.from(atob(value.$bytes), (c) => c.charCodeAt(0)).buffer);
   }
 
   const loaded = new Map();
   function load(name) {
     if (!loaded.has(name)) {
       // What the views share comes first: their style, for inside the shadow root, and their code.
-      const sheet = `const CSS = ${JSON.stringify(STYLES._kit ?? "")};\n`;
-      const source = [sheet, MODULES._kit ?? "", "\n", MODULES[name]];
+      const source = [`const CSS = ${JSON.stringify(STYLES._kit)};\n`, MODULES._kit, "\n", MODULES[name]];
       const url = URL.createObjectURL(new Blob(source, { type: "text/javascript" }));
       loaded.set(name, import(url).finally(() => URL.revokeObjectURL(url)));
-      if (STYLES[name]) {
-        const style = document.createElement("style");
-        style.textContent = STYLES[name];
-        document.head.append(style);
-      }
     }
     return loaded.get(name);
   }
@@ -81,14 +55,11 @@
     const el = document.createElement("div");
     el.className = "gl-widget-live";
     try {
-      const module = await load(name);
-      const definition =
-        typeof module.default === "function" ? await module.default() : (module.default ?? module);
-      const model = new Model(JSON.parse(place.dataset.glState || "{}", revive));
-      await definition.initialize?.({ model });
+      const { default: view } = await load(name);
+      const model = new Model(JSON.parse(place.dataset.glState, revive));
       const fallback = [...place.childNodes];
       place.append(el);
-      await definition.render?.({ model, el });
+      await view.render({ model, el });
       for (const node of fallback) node.remove();
       place.dataset.glReady = "true";
     } catch (error) {
