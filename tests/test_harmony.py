@@ -396,4 +396,4 @@ def test_the_strip_draws_every_token_once() -> None:
     drawn = [text.get_text() for text in ax.texts]
     assert len(ax.patches) == len(drawn) == len(pieces)
     assert "".join(drawn).replace("·", " ").replace("↵", "\n") == "".join(pieces)
-    plt.close(ax.figure)
+    plt.close("all")
