@@ -43,7 +43,7 @@ EXPERIMENT = Experiment(
     chapter="12",
     title="Layers against width at equal weights",
     question="Which shape learns most in 400 steps, if the blocks hold as many weights?",
-    note="The blocks hold 151,000 to 155,000 weights in each shape; the embedding grows with the "
+    note="The matrices of the blocks hold 150,528 or 153,600 weights; the embedding grows with the "
     "width. The expected sign is that of a first try with one seed: the shallow ones win, because "
     "400 steps do not train eight layers. Nothing here says which shape is better at scale.",
     arms=(
