@@ -177,6 +177,7 @@ EXPERIMENT = Experiment(
             note="norms subtract the mean and multiply by 50 and the scale",
             against="rmsnorm",
             expect="higher",
+            seeds=(0,),
             start=start_undivided(True),
         ),
         Arm(
@@ -186,6 +187,7 @@ EXPERIMENT = Experiment(
             note="norms multiply by 50 and the scale",
             against="mean only",
             expect="none",
+            seeds=(0,),
             start=start_undivided(False),
         ),
     ),

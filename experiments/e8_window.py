@@ -29,7 +29,7 @@ EXPERIMENT = Experiment(
             against="full",
             expect="higher",
         ),
-        Arm("full, longer", "full, 3 x the steps", settings=LONGER),
+        Arm("full, longer", "full, 3 x the steps", settings=LONGER, seeds=(0,)),
         Arm(
             "window 4, longer",
             "window 4, 3 x the steps",
@@ -37,6 +37,7 @@ EXPERIMENT = Experiment(
             LONGER,
             against="full, longer",
             expect="lower",
+            seeds=(0,),
         ),
     ),
 )
