@@ -76,6 +76,10 @@ class Watched:
         control.focus()
         for key in keys:
             control.press(key)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for the next drawing."""
         self.page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
 
     def clean(self) -> None:
@@ -344,7 +348,7 @@ def test_every_step_is_drawn(page: Watched, tmp_path: Path):
     text = page.page.get_by_label("Step", exact=True).get_attribute("aria-valuetext")
     assert text == "step 13, gpt-oss-20b"
     page.page.get_by_role("button", name="Previous step").press("Enter")
-    page.page.wait_for_timeout(60)
+    page.settle()
     assert page.status().startswith("Step 12 of 13, MXFP4")
     page.clean()
 
@@ -358,10 +362,12 @@ def test_a_step_marks_what_it_changes(page: Watched, tmp_path: Path):
     assert page.page.locator(".chiptext").all_text_contents() == ["new", "gone"]
     assert "Selected: rotation (new): RoPE, 0 parameters" in page.status()
     page.page.get_by_label("Part", exact=True).select_option("positions")
+    page.settle()
     about = page.page.locator(".about")
     assert "Taken out in this step" in about.inner_text()
     page.press("Step", "End")
     page.page.get_by_label("Part", exact=True).select_option("positions")
+    page.settle()
     assert "This model has none." in about.inner_text()
     page.clean()
 
@@ -370,15 +376,17 @@ def test_a_part_is_explained(page: Watched, tmp_path: Path):
     page.open(block(step=7, part="ffn").save(tmp_path / "view.html"))
     about = page.page.locator(".about")
     page.page.get_by_role("button", name="4 query heads").click()
+    page.settle()
     said = about.inner_text()
     heads = next(part for part in anatomy(LADDER[7].config) if part.name == "heads")
     assert heads.what in said
     assert f"Parameters: {heads.parameters:,}, 66,560 before" in said
-    assert "chapter 07: grouped-query attention (Ainslie et al. 2023)" in said
+    assert "See chapter 07, grouped-query attention (Ainslie et al. 2023); chapter 01" in said
     row = about.locator("tr", has_text="n_kv_heads").locator("td")
     assert row.inner_text() == "4 → 2"
     assert page.page.locator("[aria-pressed=true]").count() == 1
     page.page.get_by_role("button", name="LayerNorm").first.click()
+    page.settle()
     assert page.page.locator("[aria-pressed=true]").count() == 3  # all norms
     page.clean()
 
@@ -389,17 +397,17 @@ def test_arrow_keys_walk_the_diagram(page: Watched, tmp_path: Path):
     page.page.locator("[role=button][tabindex='0']").focus()
     for _ in range(20):
         page.page.keyboard.press("ArrowUp")
-    page.page.wait_for_timeout(60)
+    page.settle()
     seen = [page.status()]
     for _ in range(20):
         page.page.keyboard.press("ArrowDown")
-        page.page.wait_for_timeout(40)
+        page.settle()
         seen.append(page.status())
     for name in PARTS.values():
         there = name not in ("sinks", "dropout", "learned positions")
         assert any(f"Selected: {name}" in status for status in seen) == there
     page.page.keyboard.press("ArrowLeft")
-    page.page.wait_for_timeout(60)
+    page.settle()
     assert page.status().startswith("Step 6 of 13")
     assert "Selected: number format" in page.status()  # the keys stay on their part
     page.page.keyboard.press("Tab")

@@ -52,8 +52,8 @@ function render({ model, el }) {
   // --- the drawing ---
 
   const drawing = s("svg", { viewBox: frame.view, role: "group", keydown: walk });
-  const caption = h("figcaption"), about = h("div", { class: "half about" });
-  ui.figures.append(h("figure", { class: "half" }, caption, drawing), about);
+  const caption = h("figcaption"), about = h("div", { class: "half about", tabindex: 0, role: "group", "aria-label": "The selected part" });
+  ui.figures.append(h("figure", { class: "half drawing" }, caption, drawing), about);
   const title = () => `Step ${step()}: ${rungs[step()].name}`;
   ui.plots.push({ spec: { caption: title }, canvas: () => picture(ui, drawing, width, height) });
   const glyph = ([kind, d]) => s("path", { class: kind, d });
@@ -114,11 +114,11 @@ function render({ model, el }) {
     about.replaceChildren(
       h("p", { class: "title" }, names[name], part && part.title !== names[name] ? `: ${part.title}` : ""), h("p", {}, said),
       ...(part ? [h("p", {}, `Parameters: ${part.parameters ? count(part.parameters) : "none"}`,
-          before && before.parameters !== part.parameters ? `, ${count(before.parameters)} before` : "",
-          `. The model: ${count(rungs[i].parameters)}, stored in ${rungs[i].size}.`),
-        h("table", {}, h("caption", {}, "Config fields that drive it"),
-          ...part.fields.map((field) => h("tr", {}, h("th", { scope: "row" }, field[0]), value(field))))] : []),
-      ...(met.length ? [h("p", {}, "Explained in:"), h("ul", {}, ...met.reverse().map((k) => h("li", {}, chapter(rungs[k].chapter), `: ${rungs[k].name} (${rungs[k].paper})`)))] : []));
+        before && before.parameters !== part.parameters ? `, ${count(before.parameters)} before` : "",
+        `. The model: ${count(rungs[i].parameters)}, stored in ${rungs[i].size}.`)] : []),
+      ...(met.length ? [h("p", {}, ...met.reverse().flatMap((k, n) => [n ? "; " : "See ", chapter(rungs[k].chapter), `, ${rungs[k].name} (${rungs[k].paper})`]), ".")] : []),
+      ...(part ? [h("table", {}, h("caption", {}, "Config fields that drive it"),
+        ...part.fields.map((field) => h("tr", {}, h("th", { scope: "row" }, field[0]), value(field))))] : []));
   }
   ui.updates.push(() => {
     if (drawn !== step()) draw();
