@@ -191,6 +191,20 @@ def test_docstrings_become_restructured_text():
         "",
         "<\\|end\\|> ``z``",
     ]
+    lines = ["Do it.", "", "Returns:", "    Keys: a, b."]
+    reference.as_rst(None, "function", "f", None, None, lines)
+    assert lines[3] == "    : Keys: a, b."
+
+
+def test_a_property_is_a_sentence():
+    lines = ["Where it is: here."]
+    reference.as_rst(None, "property", "p", None, None, lines)
+    lines[:] = ["here.", "", ":type: Where it is"]  # what napoleon makes of it
+    reference.restore(None, "property", "p", None, None, lines)
+    assert lines == ["Where it is: here."]
+    kept = ["Do it."]
+    reference.restore(None, "function", "f", None, None, kept)
+    assert kept == ["Do it."]
 
 
 def test_the_glossary_is_in_order_and_closed():

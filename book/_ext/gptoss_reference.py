@@ -257,6 +257,9 @@ def fill(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = PLACE.sub(lambda mark: MADE[mark[1]](), source[0])
 
 
+_PLAIN: dict[str, list[str]] = {}  # docstrings that napoleon must leave alone
+
+
 def as_rst(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Turn a docstring's `code` into reStructuredText's, and escape what it would take for more."""
     example = False
@@ -269,6 +272,16 @@ def as_rst(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: l
                 else re.sub(r"([*|])", r"\\\1", piece)
                 for piece in re.split(r"(`+[^`]+`+)", line)
             )
+        if number and lines[number - 1].strip() == "Returns:":
+            # Types are in the signature; an empty one keeps "Keys: ..." a sentence.
+            lines[number] = re.sub(r"^(\s*)", r"\1: ", lines[number])
+    if what in ("property", "attribute"):
+        _PLAIN[name] = list(lines)
+
+
+def restore(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Give a property its sentence back: napoleon takes what is before a colon for its type."""
+    lines[:] = _PLAIN.pop(name, lines)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -281,4 +294,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", fill)
     if "sphinx.ext.autodoc" in app.extensions:
         app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
+        app.connect("autodoc-process-docstring", restore, priority=600)  # and after it
     return {"parallel_read_safe": True, "parallel_write_safe": True}
