@@ -50,7 +50,7 @@ def arms(bos: bool) -> tuple[Arm, ...]:
         "learned sink, common rate": 1.0,
         "off by one": 0.0,
     }
-    labels = {"learned sink": "learned sink, 20 times the rate"}
+    labels = {"learned sink": "learned sink, 20x rate"}
     found = [arm(base, f"plain softmax{what}", {}, {"bos": bos})]
     for name, rate in rates.items():
         settings = {"bos": bos, "sink_rate": rate}

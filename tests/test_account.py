@@ -120,6 +120,16 @@ def test_flops_of_attention(name: str) -> None:
         assert account.flops(PRESETS[name], context) == got + account.matmul_flops(PRESETS[name])
 
 
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("gpt2-xl", 4.0), ("gpt-oss-20b", 4.0), ("gpt-oss-120b", 4.0), ("qwen3-30b-a3b", 3.0)],
+)
+def test_width_of_the_active_mlp(name: str, width: float) -> None:
+    config = PRESETS[name]
+    active = config.moe.n_active if config.moe else 1
+    assert active * config.d_ff / config.d_model == width
+
+
 # --- against real models -------------------------------------------------------------------------
 
 

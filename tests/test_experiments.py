@@ -135,6 +135,25 @@ def test_gqa_control_gives_the_parameters_back():
     assert gl.account.parameters(control) == pytest.approx(gl.account.parameters(many), rel=0.005)
 
 
+def test_shapes_hold_as_many_weights_in_their_blocks():
+    configs = [small.arm_config(run.EXPERIMENTS["E7"], arm) for arm in run.EXPERIMENTS["E7"].arms]
+    matrices = [12 * config.n_layers * config.d_model**2 for config in configs]
+    assert {150_528, 153_600} == set(matrices)
+    tables = [gl.account.parameter_table(config) for config in configs]
+    weights = [t["attention"] + t["ffn_weights"] for t in tables]
+    assert weights == pytest.approx(matrices, rel=0.01)  # the rest are biases
+
+
+def test_sink_arms_differ_in_the_softmax_alone():
+    arms = run.EXPERIMENTS["E3"].arms
+    assert [arm.against for arm in arms[:4]] == [None] + 3 * ["BOS, plain"]
+    assert all(arm.changes in ({}, {"sinks": True}) for arm in arms)
+    fixed = next(arm for arm in arms if arm.name == "BOS, off by one")
+    row = small.run_arm(run.EXPERIMENTS["E3"], fixed, 0, smoke=True)
+    assert row["sink"] == 0
+    assert 0 < row["first_mass"] < row["row_sum"] < 1
+
+
 def test_no_positions_means_that_order_does_not_matter():
     """Without positions the last token's output depends on the set before it, not the order."""
     import torch
