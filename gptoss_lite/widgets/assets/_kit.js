@@ -135,12 +135,13 @@ function control(ui, label, input, show, ...more) {
   ui.controls.append(h("label", {}, h("span", {}, label), ...more, input));
 }
 
-function slider(ui, name, label, min, max, step, text, changes = (value) => ({ [name]: value })) {
+// `changes` turns the slider's place into traits, `place` the trait into a place: not all are linear.
+function slider(ui, name, label, min, max, step, text, changes = (value) => ({ [name]: value }), place = Number) {
   const input = h("input", { type: "range", min, max, step, input: () => ui.set(changes(Number(input.value))) });
   const output = h("output", { "aria-hidden": "true" });
   const show = () => {
     const value = ui.model.get(name);
-    input.value = value;
+    input.value = place(value);
     output.textContent = text(value);
     input.setAttribute("aria-valuetext", `${label.toLowerCase()} ${text(value)}`);
   };
