@@ -25,6 +25,17 @@ const quoted = (token) => h("bdi", {}, visible(token));
 
 const percent = (x) => `${Math.round(100 * x)}%`;
 const range = (n) => Array.from({ length: n }, (_, i) => i);
+const count = (n) => n.toLocaleString("en");
+
+// Bytes in both conventions, with the limit of account.readable_bytes: a GB is 10^9, a GiB 2^30.
+function bytes(n) {
+  const [k, unit] = n < 10737418 ? [2, "M"] : [3, "G"];
+  return `${(n / 1000 ** k).toFixed(2)} ${unit}B = ${(n / 1024 ** k).toFixed(2)} ${unit}iB`;
+}
+
+// Numbers of tokens from 1 to `end`: every one of the first few, then four a doubling.
+const lengths = (end, first = 1) =>
+  [...new Set([...range(first).map((i) => i + 1), ...range(4 * Math.log2(end) + 1).map((i) => Math.round(2 ** (i / 4))), end])].filter((n) => n <= end);
 
 // A bytes trait is a DataView; beside a kernel it need not be aligned.
 function numbers(model, name, Type) {
@@ -147,6 +158,10 @@ function slider(ui, name, label, min, max, step, text, changes = (value) => ({ [
   };
   control(ui, label, input, show, output);
 }
+
+// A slider over a list of numbers, for scales that are not even.
+const steps = (ui, name, label, list, text) =>
+  slider(ui, name, label, 0, list.length - 1, 1, text, (i) => ({ [name]: list[i] }), (value) => list.findLastIndex((n) => n <= value));
 
 function checkbox(ui, name, label) {
   const input = h("input", { type: "checkbox", change: () => ui.set({ [name]: input.checked }) });

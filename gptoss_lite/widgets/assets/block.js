@@ -26,7 +26,6 @@ function render({ model, el }) {
   const gone = (i) => rungs[i].gone.map((k) => parts[k]);
   const news = (i, { name }) =>
     rungs[i].changed.includes(name) ? (find(i - 1, name) ? "changed" : "new") : gone(i).some((p) => p.name === name) ? "gone" : "";
-  const count = (n) => n.toLocaleString("en");
   const inside = (i) => Math.min(last, Math.max(0, i));
   const visit = (i) => ({ step: inside(i), part: rungs[inside(i)].first }); // and look at what the step changes
 
