@@ -2,6 +2,8 @@
 
 from gptoss_lite.viz.arms import arms, by_length
 from gptoss_lite.viz.block import block
+from gptoss_lite.viz.fit import fit
+from gptoss_lite.viz.mxfp4 import mxfp4
 from gptoss_lite.viz.routing import expert_load, routing
 from gptoss_lite.viz.sinks import sink_by_head, sink_by_position
 
@@ -10,6 +12,8 @@ __all__ = [
     "block",
     "by_length",
     "expert_load",
+    "fit",
+    "mxfp4",
     "routing",
     "sink_by_head",
     "sink_by_position",

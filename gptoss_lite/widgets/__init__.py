@@ -1,8 +1,22 @@
 """Interactive figures for notebooks and pages: they work with a kernel and without one."""
 
 from gptoss_lite.widgets.block_view import BlockView, block
+from gptoss_lite.widgets.fit_view import FitView, fit
+from gptoss_lite.widgets.mxfp4_view import MXFP4View, mxfp4
 from gptoss_lite.widgets.page import PageWidget
 from gptoss_lite.widgets.routing_view import RoutingView, routing
 from gptoss_lite.widgets.sink_view import SinkView, sinks
 
-__all__ = ["BlockView", "PageWidget", "RoutingView", "SinkView", "block", "routing", "sinks"]
+__all__ = [
+    "BlockView",
+    "FitView",
+    "MXFP4View",
+    "PageWidget",
+    "RoutingView",
+    "SinkView",
+    "block",
+    "fit",
+    "mxfp4",
+    "routing",
+    "sinks",
+]
