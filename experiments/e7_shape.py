@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.small import SEEDS, Arm, Experiment
+from experiments.small import Arm, Experiment
 
 SHAPES = ((8, 40), (4, 56), (2, 80), (1, 112))  # layers x width: 12 * layers * width ** 2 weights
 TWICE: dict[str, Any] = {"peak_lr": 6e-3}
@@ -23,7 +23,6 @@ def arms(
     suffix: str = "",
     label: str = "",
     settings: dict[str, Any] | None = None,
-    seeds: tuple[int, ...] = SEEDS,
 ) -> list[Arm]:
     """Describe the shapes at one learning rate, each compared with the deepest."""
     deepest = "x".join(map(str, shapes[0])) + suffix
@@ -31,10 +30,17 @@ def arms(
     for n_layers, d_model in shapes:
         name = f"{n_layers}x{d_model}{suffix}"
         layers = "layer" if n_layers == 1 else "layers"
-        against = {} if name == deepest else {"against": deepest, "expect": "lower"}
+        against, expect = (None, None) if name == deepest else (deepest, "lower")
         text = f"{n_layers} {layers}, {d_model} wide{label}"
-        changes = shape(n_layers, d_model)
-        found.append(Arm(name, text, changes, settings or {}, seeds=seeds, **against))
+        arm = Arm(
+            name,
+            text,
+            shape(n_layers, d_model),
+            settings or {},
+            against=against,
+            expect=expect,
+        )
+        found.append(arm)
     return found
 
 
@@ -48,6 +54,6 @@ EXPERIMENT = Experiment(
     "400 steps do not train eight layers. Nothing here says which shape is better at scale.",
     arms=(
         *arms(SHAPES),
-        *arms((SHAPES[0], SHAPES[-1]), ", lr 0.006", ", twice the rate", TWICE, seeds=(0,)),
+        *arms((SHAPES[0], SHAPES[-1]), ", lr 0.006", ", twice the rate", TWICE),
     ),
 )

@@ -48,7 +48,7 @@ def test_the_sink_learns_at_its_own_rate():
     sinks = {}
     for rate in (0.0, 1.0, 20.0):
         model = backcopy.train(with_sink, learned, steps=3, sink_rate=rate).model
-        sinks[rate] = abs(model.blocks[0].attn.sinks.item())
+        sinks[rate] = abs(model.state_dict()["blocks.0.attn.sinks"].item())
     assert sinks[0.0] == 0 < sinks[1.0] < sinks[20.0]
 
 
@@ -70,7 +70,7 @@ def test_eviction_is_a_mask_on_the_first_key():
     """What the empty cache does equals a forward pass whose first value and weight are gone."""
     model = backcopy.build(CONFIG.but(sinks=True), seed=0).eval()
     with torch.no_grad():
-        model.blocks[0].attn.sinks.fill_(0.5)
+        model.state_dict()["blocks.0.attn.sinks"].fill_(0.5)
         model.blocks[0].attn.k.weight.mul_(20)
         model.blocks[0].attn.q.weight.mul_(20)
         model.blocks[0].attn.v.weight.mul_(20)
