@@ -51,8 +51,8 @@ def one_pass(
         else:
             weights[name] = noise / shape[-1] ** 0.5
     weights["embed.weight"] *= 0.1  # small, or nobody notices the norm's eps
-    length = config.sliding_window + 1 if config.sliding_window else 2
-    return weights, torch.randint(config.vocab_size, (1, 3 * length), generator=generator)
+    length = config.sliding_window + 1 if config.sliding_window else 2  # just long enough
+    return weights, torch.randint(config.vocab_size, (1, length), generator=generator)
 
 
 def _biases_zero(
