@@ -100,7 +100,7 @@ def mxfp4(
 
 def _random_block() -> Float[Tensor, " 32"]:
     """Draw weights as a file would hold them, in bfloat16."""
-    draw = np.random.default_rng(8).normal(0, 0.05, packing.BLOCK)
+    draw = np.random.default_rng(8).normal(0, 1, packing.BLOCK)
     return torch.from_numpy(draw).bfloat16()
 
 
@@ -126,7 +126,8 @@ def _rows(view: MXFP4View) -> list[dict[str, Any]]:
         rows.append(
             {
                 "weight": i,
-                "byte": f"{i // 2}: 0x{byte:02X}",
+                "byte": i // 2,
+                "as hexadecimal": f"{byte:02X}",
                 "half": "high" if i % 2 else "low",
                 "code": f"{code:04b}",
                 "code's number": f"{packing.VALUES[code].item():g}",
