@@ -3,7 +3,9 @@
 from gptoss_lite.viz.arms import arms, by_length
 from gptoss_lite.viz.block import block
 from gptoss_lite.viz.fit import fit
+from gptoss_lite.viz.mask import mask
 from gptoss_lite.viz.mxfp4 import mxfp4
+from gptoss_lite.viz.rope import rope
 from gptoss_lite.viz.routing import expert_load, routing
 from gptoss_lite.viz.sinks import sink_by_head, sink_by_position
 
@@ -13,7 +15,9 @@ __all__ = [
     "by_length",
     "expert_load",
     "fit",
+    "mask",
     "mxfp4",
+    "rope",
     "routing",
     "sink_by_head",
     "sink_by_position",

@@ -2,8 +2,10 @@
 
 from gptoss_lite.widgets.block_view import BlockView, block
 from gptoss_lite.widgets.fit_view import FitView, fit
+from gptoss_lite.widgets.mask_view import MaskView, mask
 from gptoss_lite.widgets.mxfp4_view import MXFP4View, mxfp4
 from gptoss_lite.widgets.page import PageWidget
+from gptoss_lite.widgets.rope_view import RopeView, rope
 from gptoss_lite.widgets.routing_view import RoutingView, routing
 from gptoss_lite.widgets.sink_view import SinkView, sinks
 
@@ -11,12 +13,16 @@ __all__ = [
     "BlockView",
     "FitView",
     "MXFP4View",
+    "MaskView",
     "PageWidget",
+    "RopeView",
     "RoutingView",
     "SinkView",
     "block",
     "fit",
+    "mask",
     "mxfp4",
+    "rope",
     "routing",
     "sinks",
 ]

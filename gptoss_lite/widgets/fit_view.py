@@ -139,7 +139,7 @@ def _coefficients(name: str, config: ModelConfig) -> dict[str, Any]:
         "parameters": n,
         "active": account.parameters(config, active=True),
         "n_experts": n_experts,  # weights of the experts' matrices
-        "n_rest": n - n_experts,
+        "n_dense": n - n_experts,
         "dense": config.dtype,
         "experts": config.expert_dtype,
         "layers": [[window, windows.count(window)] for window in kinds],

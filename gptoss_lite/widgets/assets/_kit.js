@@ -217,6 +217,9 @@ function plot(ui, spec) {
   });
 }
 
+const fill = (g, color, ...box) => ((g.fillStyle = color), g.fillRect(...box));
+const words = (g, text, x, y, color, align = "left") => ((g.fillStyle = color), (g.textAlign = align), g.fillText(text, x, y));
+
 function ramp(low, high) {
   const bar = h("i");
   bar.style.background = `linear-gradient(90deg, ${STOPS.map((stop) => `#${stop}`)})`;

@@ -1,47 +1,41 @@
 // What fits a memory: the sums of gptoss_lite.account in whole numbers, with coefficients from there.
 
-const PARTS = [["experts", "#0a5cad"], ["other weights", "#9b9476"], ["KV cache", "#fee838"], ["overhead", "#fff"]];
+const PARTS = { experts: "#0a5cad", "other weights": "#9b9476", "KV cache": "#fee838", overhead: "#fff" };
 
 function render({ model, el }) {
   const get = (name) => model.get(name);
   const models = get("models"), bits = get("bits"), overhead = get("overhead_bytes");
-  const weights = (n, dtype) => Math.floor((n * bits[dtype]) / 8);
   const dtype = (m, part) => (get(part) === "published" ? m[part] : get(part));
+  const weights = (m, part) => Math.floor((m[`n_${part}`] * bits[dtype(m, part)]) / 8);
   const held = (m, tokens) => m.layers.reduce((sum, [window, n]) => sum + n * Math.min(tokens, window ?? tokens), 0);
-  const cache = (m, tokens) => get("batch") * held(m, tokens) * m.kv;
   const gib = (n) => bytes(n).split(" = ")[1];
-  const memory = () => get("memory") * (get("unit") === "GB" ? 1e9 : 2 ** 30);
+  const where = () => `${get("memory")} ${get("unit")}`;
 
   function fit(m) {
-    const tokens = Math.min(get("context"), m.context);
-    const parts = [weights(m.n_experts, dtype(m, "experts")), weights(m.n_rest, dtype(m, "dense")), cache(m, tokens), overhead];
-    const stored = parts[0] + parts[1], room = memory() - stored - overhead, needed = memory() - room + parts[2];
-    let low = 0, high = m.context;
-    while (low < high) {
-      const middle = Math.ceil((low + high) / 2);
-      if (cache(m, middle) <= room) low = middle;
-      else high = middle - 1;
-    }
-    return { name: m.name, parts, stored, tokens, needed, fits: parts[2] <= room, longest: low, flops: m.matmul_flops + m.attention_flops * held(m, tokens) };
+    const tokens = Math.min(get("context"), m.context), memory = get("memory") * (get("unit") === "GB" ? 1e9 : 2 ** 30);
+    const cache = (n) => get("batch") * held(m, n) * m.kv;
+    const parts = [weights(m, "experts"), weights(m, "dense"), cache(tokens), overhead];
+    const stored = parts[0] + parts[1], needed = stored + parts[2] + overhead, fits = needed <= memory;
+    let longest = 0;
+    for (let step = 2 ** 40; step >= 1; step /= 2)
+      if (longest + step <= m.context && stored + cache(longest + step) + overhead <= memory) longest += step;
+    const verdict = fits ? "fits" : `short by ${gib(needed - memory)}`;
+    return { m, tokens, memory, parts, stored, needed, fits, longest, verdict, flops: m.matmul_flops + m.attention_flops * held(m, tokens) };
   }
-  const chosen = () => models.find(({ name }) => name === get("model"));
-  const where = () => `${get("memory")} ${get("unit")}`;
-  const verdict = ({ fits, needed }) => (fits ? "fits" : `short by ${gib(needed - memory())}`);
+  const all = () => models.map(fit), chosen = () => all().filter(({ m }) => m.name === get("model"));
 
   const status = () => {
-    const { name, parts, stored, tokens, needed, fits, longest } = fit(chosen());
-    return [`${name} on ${where()}${get("batch") > 1 ? `, ${get("batch")} sequences` : ""}: It ${fits ? "fits" : "does not fit"}: ${gib(stored)} weights + ` +
-      `${gib(parts[2])} KV cache at ${count(tokens)} tokens + ${gib(overhead)} overhead = ${gib(needed)} of ${gib(memory())}` +
-      (fits ? `. Longest context: ${count(longest)} tokens.`
-        : `, short by ${gib(needed - memory())}. ${longest ? `A context of ${count(longest)} tokens would fit.` : "No context fits beside the weights."}`)];
+    const [{ m, tokens, memory, parts, stored, needed, fits, longest, verdict }] = chosen();
+    const more = longest ? `A context of ${count(longest)} tokens would fit.` : "No context fits beside the weights.";
+    return [`${m.name}, ${get("batch")} × ${count(tokens)} tokens, ${where()}. It ${fits ? "fits" : "does not fit"}: ${gib(stored)} weights + ` +
+      `${gib(parts[2])} KV cache at ${count(tokens)} tokens + ${gib(overhead)} overhead = ${gib(needed)} of ${gib(memory)}` +
+      (fits ? `. Longest context: ${count(longest)} tokens.` : `, ${verdict}. ${more}`)];
   };
-  const tables = () => [{ caption: `On ${where()}, ${count(memory())} bytes`, rows: [
-    ["model", "parameters", "active", "weight bytes", "KV cache bytes", "needed bytes", "FLOPs per token", "fits", "longest context"],
-    ...models.map((m) => [m, fit(m)]).map(([m, f]) =>
-      [m.name, m.parameters, m.active, f.stored, f.parts[2], f.needed, f.flops, f.fits ? "yes" : "no", f.longest])] }];
+  const tables = () => [{ caption: `On ${where()}`, rows: [
+    ["model", "parameters", "active", "weight bytes", "KV cache bytes", "needed bytes", "memory bytes", "FLOPs per token", "longest context", "verdict"],
+    ...all().map((f) => [f.m.name, f.m.parameters, f.m.active, f.stored, f.parts[2], f.needed, f.memory, f.flops, f.longest, f.verdict])] }];
 
-  const traits = ["model", "memory", "unit", "context", "batch", "dense", "experts"];
-  const ui = start(model, el, { traits, status, tables });
+  const ui = start(model, el, { traits: ["model", "memory", "unit", "context", "batch", "dense", "experts"], status, tables });
   const formats = { published: "as published", ...Object.fromEntries(Object.entries(bits).map(([name, n]) => [name, `${name}, ${n} bits`])) };
   choice(ui, "model", "Model", Object.fromEntries(models.map(({ name }) => [name, name])));
   steps(ui, "memory", "Memory", get("memories"), where);
@@ -51,62 +45,61 @@ function render({ model, el }) {
   choice(ui, "experts", "Experts' format", formats);
   choice(ui, "dense", "Format of the rest", formats);
 
-  // Bars of parts with the memory as a line: of the chosen model alone, and of all on one scale.
+  // Bars with the memory as a line: of the chosen model, with sizes, and of all, with names.
   function bars(list, caption, x, size) {
-    const area = { x, y: 18, right: 8, height: list().length * size + 24 };
-    plot(ui, { area, caption, label: () => list().map(fit).map((f) => `${f.name}: ${verdict(f)}`).join("; "), draw(g) {
-      const all = list().map(fit), end = Math.max(memory(), ...all.map((f) => f.needed));
-      const box = (left, y, wide, k) => {
-        g.fillStyle = PARTS[k][1];
-        g.fillRect(left, y, wide, size - 12);
-        g.strokeStyle = "#000";
-        g.strokeRect(left, y, wide, size - 12);
+    const area = { x, y: 18, right: 8, height: list().length * size + (x ? 10 : 28) };
+    plot(ui, { area, caption, label: () => list().map(({ m, verdict }) => `${m.name}: ${verdict}`).join("; "), draw(g) {
+      const found = list(), { memory } = found[0], scale = area.width / Math.max(memory, ...found.map((f) => f.needed));
+      const box = (left, y, wide, tall, color) => {
+        fill(g, color, left, y, wide, tall);
+        g.strokeRect(left, y, wide, tall);
       };
-      const to = (n) => area.x + (n / end) * area.width, foot = area.y + all.length * size;
-      const words = (text, at, y, color = ui.fg, align = "left") => ((g.fillStyle = color), (g.textAlign = align), g.fillText(text, at, y));
-      all.forEach((f, i) => {
+      found.forEach((f, i) => {
+        let left = x;
         const y = area.y + i * size + 6;
-        f.parts.reduce((sum, n, k) => {
-          box(to(sum), y, to(n) - area.x, k);
-          if (!x && n / end > 0.3) words(gib(n), to(sum) + 6, y + size / 2 - 6, k ? "#000" : "#fff");
-          return sum + n;
-        }, 0);
-        if (x) words(f.name, x - 6, y, ui.fg, "right"), words(verdict(f), x - 6, y + 13, ui.muted, "right");
+        Object.values(PARTS).forEach((color, k) => {
+          const wide = f.parts[k] * scale;
+          g.strokeStyle = ui.bg;
+          box(left, y, wide, size - 12, color);
+          if (!x && wide > 60) words(gib(f.parts[k]), left + 5, y + size / 2 - 6, k ? "#000" : "#fff");
+          left += wide;
+        });
+        g.strokeStyle = ui.muted;
+        g.strokeRect(x, y, left - x, size - 12);
+        if (x) words(g, f.m.name, x - 6, y + 4, ui.fg, "right"), words(g, f.verdict, x - 6, y + 18, ui.muted, "right");
       });
+      const foot = area.y + found.length * size;
       g.strokeStyle = ui.fg;
-      g.lineWidth = 2;
-      g.setLineDash([5, 3]);
-      g.strokeRect(to(memory()), area.y, 0, foot - area.y);
-      words(where(), to(memory()), 8, ui.fg, memory() > end / 2 ? "right" : "center");
-      g.setLineDash([]);
-      g.lineWidth = 1;
-      PARTS.reduce((left, [name], k) => {
-        g.fillStyle = PARTS[k][1];
-        g.fillRect(left, foot + 10, 10, 10);
-        g.strokeRect(left, foot + 10, 10, 10);
-        words(name, left + 14, foot + 16);
-        return left + 24 + g.measureText(name).width;
-      }, 2);
+      box(x + memory * scale - 1, 16, 0.5, foot - 14, ui.fg);
+      words(g, where(), x + memory * scale + 4, 8, ui.fg, memory * scale > area.width / 2 ? "right" : "center");
+      if (x) return;
+      let left = 2;
+      for (const [name, color] of Object.entries(PARTS)) {
+        box(left, foot + 12, 10, 10, color);
+        words(g, name, left + 14, foot + 17, ui.fg);
+        left += 24 + g.measureText(name).width;
+      }
     } });
   }
-  bars(() => [chosen()], () => `${get("model")}: ${verdict(fit(chosen()))}`, 0, 44);
-  bars(() => models, () => "All models, on one scale", 118, 38);
+  bars(chosen, () => chosen().map(({ m, verdict }) => `${m.name}: ${verdict}`)[0], 0, 46);
+  bars(all, () => "All models, on one scale", 118, 40);
 
   const sums = h("div");
   ui.figures.append(sums);
   ui.updates.push(() => {
-    const m = chosen(), f = fit(m), product = (n, part) => `${count(n)} × ${bits[dtype(m, part)]} / 8`;
-    const layers = m.layers.map(([window, n]) => `${n} × ${window && window < f.tokens ? `${count(window)} (window)` : count(f.tokens)}`).join(" + ");
+    const [{ m, tokens, parts, stored, flops }] = chosen();
+    const product = (part) => `${count(m[`n_${part}`])} × ${bits[dtype(m, part)]} / 8`;
+    const layers = m.layers.map(([window, n]) => `${n} × ${count(Math.min(tokens, window ?? tokens))}`).join(" + ");
     const lines = {
-      Parameters: `${count(m.parameters)}; one token uses ${count(m.active)} (${percent(m.active / m.parameters)}), its output head among them`,
-      Weights: `${m.n_experts ? `${product(m.n_experts, "experts")} (experts) + ` : ""}${product(m.n_rest, "dense")} = ${count(f.stored)} bytes = ${bytes(f.stored)}`,
-      "KV cache": `${get("batch")} × (${layers} tokens) × ${count(m.kv)} bytes = ${count(f.parts[2])} bytes = ${bytes(f.parts[2])}`,
-      "FLOPs per token": `${count(m.matmul_flops)} for matrices + (${layers} keys) × ${count(m.attention_flops)} = ${count(f.flops)}`,
+      Parameters: `${count(m.parameters)}, of which a token uses ${count(m.active)} (${percent(m.active / m.parameters)})`,
+      Weights: `${m.n_experts ? `${product("experts")} + ` : ""}${product("dense")} = ${count(stored)} bytes = ${bytes(stored)}`,
+      "KV cache": `${get("batch")} × (${layers}) × ${count(m.kv)} = ${count(parts[2])} bytes = ${bytes(parts[2])}`,
+      "FLOPs per token": `${count(m.matmul_flops)} + (${layers}) × ${count(m.attention_flops)} = ${count(flops)}`,
     };
-    sums.replaceChildren(...Object.entries(lines).map(([name, sum]) => h("p", {}, h("b", {}, name), `: ${sum}.`)));
+    sums.replaceChildren(...Object.entries(lines).map(([name, sum]) => h("p", {}, h("b", {}, name), `: ${sum}`)));
   });
-  return finish(ui, "GB: 10⁹ bytes, GiB: 2³⁰. The cache is in bfloat16 and sliding layers keep their window only. A context ends at the model's own limit. " +
-    "Overhead is for activations and the program. The same sums as gptoss_lite.account, which counts a multiply-add as two operations.");
+  return finish(ui, "GB: 10⁹ bytes, GiB: 2³⁰. Weights: experts, then the rest, each number × bits / 8. In brackets: layers × tokens they hold. " +
+    "The cache is in bfloat16. Active parameters leave the embedding table out. As in gptoss_lite.account, a multiply-add is two operations.");
 }
 
 export default { render };
