@@ -61,7 +61,7 @@ function render({ model, el }) {
           const wide = f.parts[k] * scale;
           g.strokeStyle = ui.bg;
           box(left, y, wide, size - 12, color);
-          if (!x && wide > 60) words(gib(f.parts[k]), left + 5, y + size / 2 - 6, k ? "#000" : "#fff");
+          if (!x && wide > 60) words(g, gib(f.parts[k]), left + 5, y + size / 2 - 6, k ? "#000" : "#fff");
           left += wide;
         });
         g.strokeStyle = ui.muted;
