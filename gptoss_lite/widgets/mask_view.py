@@ -144,7 +144,7 @@ def _summary(config: ModelConfig) -> str:
     rolling, all_full = account.kv_bytes(config, n), account.kv_bytes(config, n, rolling=False)
     layers = [config.window(layer) for layer in range(config.n_layers)]
     slide = len(layers) - layers.count(None)
-    told = f"{slide} of {len(layers)} layers slide" + (
+    told = f"As published, {slide} of {len(layers)} layers slide" + (
         f" and hold the last {config.sliding_window} tokens. " if slide else ". "
     )
     return told + (

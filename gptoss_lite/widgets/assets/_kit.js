@@ -32,6 +32,7 @@ function bytes(n) {
   const [k, unit] = n < 10737418 ? [2, "M"] : [3, "G"];
   return `${(n / 1000 ** k).toFixed(2)} ${unit}B = ${(n / 1024 ** k).toFixed(2)} ${unit}iB`;
 }
+const gib = (n) => bytes(n).split(" = ")[1];
 
 // Numbers of tokens from 1 to `end`: every one of the first few, then four a doubling.
 const lengths = (end, first = 1) =>

@@ -8,7 +8,6 @@ function render({ model, el }) {
   const dtype = (m, part) => (get(part) === "published" ? m[part] : get(part));
   const weights = (m, part) => Math.floor((m[`n_${part}`] * bits[dtype(m, part)]) / 8);
   const held = (m, tokens) => m.layers.reduce((sum, [window, n]) => sum + n * Math.min(tokens, window ?? tokens), 0);
-  const gib = (n) => bytes(n).split(" = ")[1];
   const where = () => `${get("memory")} ${get("unit")}`;
 
   function fit(m) {

@@ -1,6 +1,6 @@
 // Which keys a query sees, and what the two kinds of cache hold once it has been read.
 
-const [SEEN, REST, SINK] = ["#0a5cad", "#9b9476", "#fee838"];
+const [REST, SINK] = ["#7d7c78", "#b07d00"];
 
 function render({ model, el }) {
   const get = (name) => model.get(name);
@@ -34,12 +34,12 @@ function render({ model, el }) {
   steps(ui, "window", "Window", lengths(4096), (n) => `${count(n)} keys`);
   choice(ui, "pattern", "Layers", get("patterns"));
   choice(ui, "sinks", "Sinks", { none: "none", learned: "learned (gpt-oss)", first: `first ${streams} tokens (StreamingLLM)` });
-  steps(ui, "kv_heads", "Key/value heads", range(H).map((i) => i + 1).filter((k) => H % k === 0), (k) => `${k} for ${H} queries`);
+  steps(ui, "kv_heads", "Key/value heads", range(H).map((i) => i + 1).filter((k) => H % k === 0), (k) => `${k} of ${H}`);
   choice(ui, "dtype", "Numbers", Object.fromEntries(Object.entries(bits).map(([name, n]) => [name, `${name}, ${n} bits`])));
 
   const end = () => Math.max(16, 2 ** Math.ceil(Math.log2(get("query") + 1))); // of the drawings
   for (const i of [0, 1]) {
-    const kind = () => kinds()[i], area = { x: 40, y: 4, height: 224 };
+    const kind = () => kinds()[i], area = { x: 56, y: 4, height: 224 };
     const caption = () => (kind()[1] ? `${kind()[0]} layers (${kind()[1]}): queries down, keys across` : `No ${kind()[0].toLowerCase()} layers`);
     plot(ui, { half: true, area, caption, label: () => `${caption()}; query ${get("query")} ${told(get("query"), kind()[2])}`, draw(g) {
       const n = end(), rows = Math.min(n, 64), unit = n / rows, mine = Math.floor(get("query") / unit), { x, y, width, height } = area;
@@ -48,13 +48,13 @@ function render({ model, el }) {
       for (let r = 0; kind()[1] && r < rows; r++) {
         for (const [a, b] of seen(r === mine ? get("query") : (r + 1) * unit - 1, kind()[2]))
           for (let k = a, part = gap || b - a + 1; k <= b; k += part)
-            fill(g, r === mine ? SEEN : REST, x + k * wide, y + r * tall, part * wide - gap, tall - gap);
+            fill(g, r === mine ? ui.accent : REST, x + k * wide, y + r * tall, Math.max(1.5, part * wide - gap), tall - gap);
         if (get("sinks") === "learned") fill(g, SINK, x - 9, y + r * tall, 7, tall - gap);
       }
       frame(g, x, y + mine * tall, width, tall);
-      ticks(g, { ...area, columns: n, stride: 1 });
       words(g, "0", x - 14, y + 6, ui.muted, "right");
       words(g, count(n - 1), x - 14, y + height - 6, ui.muted, "right");
+      ticks(g, { ...area, columns: n, stride: 1 });
     }, pick: (_, y) => ui.set({ query: cellAt({ ...area, size: area.height / end(), rows: Math.min(context, end()), columns: 1 }, 0, y)[0] }) });
   }
 
@@ -63,11 +63,11 @@ function render({ model, el }) {
     const n = get("query") + 1, wide = strip.width / end();
     kinds().forEach(([, layers, most, name], i) => {
       const y = 8 + 44 * i, held = Math.min(n, most);
-      words(g, layers ? `${name}: ${count(held)} held, ${count(n - held)} forgotten. In ${layers} layers ${count(layers * held * token())} bytes` : `No ${name}`, 2, y, ui.fg);
+      words(g, layers ? `${layers} × ${name}: ${count(held)} held, ${count(n - held)} forgotten; ${gib(layers * held * token())}` : `No ${name}`, 2, y, ui.fg);
       fill(g, ui.soft, 2, y + 10, strip.width, 16);
       if (!layers) return;
       fill(g, REST, 2, y + 16, n * wide, 4);
-      for (const [a, b] of seen(n - 1, most)) fill(g, SEEN, 2 + a * wide, y + 10, Math.max(1.5, (b - a + 1) * wide), 16);
+      for (const [a, b] of seen(n - 1, most)) fill(g, ui.accent, 2 + a * wide, y + 10, Math.max(1.5, (b - a + 1) * wide), 16);
     });
   } });
 
@@ -85,18 +85,18 @@ function render({ model, el }) {
     styles.forEach(([color, dash], k) => {
       g.beginPath();
       for (const n of lengths(context)) g.lineTo(at(n), up(sizes(n)[k]));
-      g.moveTo(x + 10, 14 + 16 * k);
-      g.lineTo(x + 38, 14 + 16 * k);
+      g.moveTo(x + width - 30, y + height - 46 + 16 * k);
+      g.lineTo(x + width - 2, y + height - 46 + 16 * k);
       g.strokeStyle = ui[color];
       g.lineWidth = 2;
       g.setLineDash(dash);
       g.stroke();
-      words(g, names[k], x + 44, 14 + 16 * k, ui.fg);
+      words(g, names[k], x + width - 36, y + height - 46 + 16 * k, ui.fg, "right");
     });
     const n = get("query") + 1;
     fill(g, ui.accent, at(n) - 5, up(total(n)) - 5, 10, 10);
   } });
-  return finish(ui, "A window counts the query itself. A learned sink (yellow) is one number a head: no key, and no place in the cache. StreamingLLM keeps the keys of real tokens, which this package's caches do not. " +
+  return finish(ui, "A window counts the query itself. A learned sink (the column at the left) is one number a head: no key, and no place in the cache. StreamingLLM keeps the keys of real tokens, which this package's caches do not. " +
     "Bytes are of keys and values, one sequence.");
 }
 
