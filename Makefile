@@ -14,6 +14,7 @@ endif
 PY := .venv/bin/python
 TORCH ?= 2.13.0
 STAMP := .venv/.installed
+SITE_STAMP := .venv/.installed-site
 WORKERS ?= 2
 CHAPTERS := $(sort $(wildcard chapters/*.ipynb))
 # Tests and chapters use one thread each: the models are small, and threads that wait for
@@ -31,7 +32,7 @@ export IPYTHONDIR = $(CURDIR)/.venv/ipython
 export MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint lint-format lint-style lint-types lint-layers lint-spelling lint-notebooks test test-unit test-notebooks notebooks book lab tables wheel lock clean distclean
+.PHONY: help setup lint lint-format lint-style lint-types lint-layers lint-spelling lint-notebooks test test-unit test-notebooks test-site notebooks book lab tables wheel lock clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -80,6 +81,14 @@ else
 	@echo "No chapters yet."
 endif
 
+# After `make book`. WORKERS=1 on a machine with little memory: each worker starts a browser.
+test-site: $(SITE_STAMP) ## open every page of the built site in Chromium and check it
+	$(ONE) $(PY) -m pytest -n $(WORKERS) --dist worksteal -m site tests/test_site.py tests/test_widgets_browser.py
+
+$(SITE_STAMP): $(STAMP)
+	@$(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[site]'
+	@touch $(SITE_STAMP)
+
 notebooks: $(STAMP) ## run every chapter from scratch and keep the outputs
 	$(ONE) $(PY) book/tools/notebooks.py run
 
@@ -107,7 +116,7 @@ wheel: $(STAMP) ## build the wheel into dist/ and check what is inside
 
 lock: ## rewrite constraints.txt (give it the oldest Python: PYTHON=python3.11)
 	rm -rf _build/lock && "$(PYTHON)" -m venv _build/lock
-	_build/lock/bin/python -m pip install -qq 'torch==$(TORCH)' '.[dev,book]'
+	_build/lock/bin/python -m pip install -qq 'torch==$(TORCH)' '.[dev,book,site]'
 	_build/lock/bin/python -m pip freeze --exclude gptoss_lite | sed -E 's/\+(cpu|cu[0-9]+)$$//' | \
 		grep -vE '^(nvidia-|cuda-|triton)' | LC_ALL=C sort -f > constraints.txt
 

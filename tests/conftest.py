@@ -27,3 +27,19 @@ def plain() -> Iterator[None]:
     use_backend("plain")
     yield
     use_backend("auto")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests of the site measured, one page a line."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    rows = [row for report in reports for name, row in report.user_properties if name == "row"]
+    if not rows:
+        return
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, *([str(row.get(column, "-")) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    terminalreporter.section("the site")
+    for first, *rest in [lines[0], *sorted(lines[1:])]:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        terminalreporter.write_line("  ".join(cells))

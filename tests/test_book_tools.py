@@ -9,7 +9,10 @@ from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
+from docutils import nodes
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from tests import chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +31,7 @@ def _module(path: str) -> ModuleType:
 notebooks = _module("book/tools/notebooks.py")
 check_site = _module("book/tools/check_site.py")
 extension = _module("book/_ext/gptoss_book.py")
+site = _module("book/_ext/gptoss_site.py")
 
 
 # --- notebooks.py -------------------------------------------------------------------
@@ -197,3 +201,68 @@ def test_thebe_scripts_go_in_place():
     scripts = [drop, keep, SimpleNamespace(filename="sphinx-thebe.js", attributes={})]
     extension.finish_page(None, "a", "page.html", {"script_files": scripts, "body": ""}, None)
     assert scripts == [keep]
+
+
+# --- gptoss_site.py -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("origin", "address"),
+    [
+        ("git@github.com:Someone/book.git", "https://someone.github.io/book/"),
+        ("https://github.com/someone/book\n", "https://someone.github.io/book/"),
+        ("https://github.com/someone/someone.github.io", "https://someone.github.io/"),
+        ("https://example.org/someone/book.git", ""),
+        ("", ""),
+    ],
+)
+def test_the_address_of_the_site(origin: str, address: str):
+    assert site.pages_address(origin) == address
+
+
+def test_a_description_is_running_text_without_formulas():
+    document = nodes.document(None, None)
+    section = nodes.section("", nodes.title("", "Title"))
+    document += section
+    for paragraph in (
+        nodes.paragraph("", "short"),
+        nodes.paragraph("", "", nodes.math("", "x^2"), nodes.Text("is a formula " * 9)),
+        nodes.paragraph("", "", nodes.Text("this text  says\nwhat the page is about " * 9)),
+    ):
+        section += paragraph
+    said = site.description(document)
+    assert said.startswith("this text says what the page is about this")
+    assert said.endswith(" …")
+    assert len(said) <= site.LENGTH
+    assert site.description(None) == site.ABOUT
+
+
+def test_tags_invent_no_address():
+    page = 'a/"b".html'
+    without = site.tags('A "title" <x>', "about", "Book", "", page)
+    assert "&quot;title&quot; &lt;x&gt;" in without
+    assert "http" not in without
+    assert "og:image" not in without
+    there = site.tags("T", "about", "Book", "https://example.org/book/", "chapters/x.html")
+    assert '"https://example.org/book/chapters/x.html"' in there
+    assert '"https://example.org/book/_static/card.png"' in there
+
+
+def test_an_empty_corner_is_no_header():
+    corner = (
+        '<tr class="row-odd"><th class="head"><p></p></th>\n<th class="head"><p>x</p></th></tr>'
+    )
+    assert extension.EMPTY_HEAD.sub("<td></td>", corner).count("<th") == 1
+
+
+def test_the_card_is_there_and_has_the_size_it_claims():
+    data = (ROOT / "book" / site.CARD).read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (1200, 630)
+    assert len(data) < 100_000
+
+
+def test_without_a_browser_one_sentence_says_so():
+    with pytest.raises(pytest.fail.Exception, match="No Chromium on this machine"):
+        chromium.executable(lambda name: None)
+    assert chromium.executable({"google-chrome": "there"}.get) == "there"

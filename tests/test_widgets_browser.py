@@ -1,12 +1,7 @@
-"""Page widgets in a real browser, opened as files: no kernel, no network, keyboard only.
-
-Needs the `playwright` package and a Chromium; without either these tests are skipped. The
-accessibility test also needs `axe-playwright-python`, which carries the checker, axe-core.
-"""
+"""Page widgets in a real browser, opened as files: no kernel, no network, keyboard only."""
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,39 +13,17 @@ from gptoss_lite.ladder import LADDER
 from gptoss_lite.recording import Recording
 from gptoss_lite.widgets import PageWidget, block, routing, sinks
 from gptoss_lite.widgets.page import ASSETS
-from tests import test_widgets
+from tests import chromium, test_widgets
+from tests.chromium import PHONE
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-AXE = importlib.util.find_spec("axe_playwright_python")
 ROOT = Path(__file__).resolve().parents[1]
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-DESKTOP, PHONE = (1000, 900), (390, 844)
+DESKTOP = (1000, 900)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
-]
+pytestmark = pytest.mark.site
 
 
-class Watched:
-    """A page, with every request that left the machine and everything the console said."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-        self.outside: list[str] = []
-        self.console: list[str] = []
-        page.on("request", lambda request: self._saw(request.url))
-        page.on("console", lambda message: self.console.append(message.text))
-        page.on("pageerror", lambda error: self.console.append(str(error)))
-        page.on("dialog", lambda dialog: self.console.append(dialog.message))
-
-    def _saw(self, url: str) -> None:
-        if not url.startswith(("file:", "blob:", "data:")):
-            self.outside.append(url)
+class Watched(chromium.Watched):
+    """A page with views of the package."""
 
     def open(self, path: Path, n: int = 1) -> None:
         self.page.goto(path.as_uri())
@@ -59,14 +32,6 @@ class Watched:
             "[...document.querySelectorAll('.gl-widget-live > div')]"
             ".every(host => host.shadowRoot.querySelector('[role=status]').textContent)"
         )
-
-    def until(self, expression: str) -> None:
-        """Wait for something; Playwright's own waiting needs eval, which a saved file forbids."""
-        for _ in range(300):
-            if self.page.evaluate(expression):
-                return
-            self.page.wait_for_timeout(50)
-        raise AssertionError(f"never came true: {expression}")
 
     def status(self, nth: int = 0) -> str:
         return self.page.locator("[role=status]").nth(nth).inner_text()
@@ -78,20 +43,15 @@ class Watched:
             control.press(key)
         self.settle()
 
-    def settle(self) -> None:
-        """Wait for the next drawing."""
-        self.page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
-
     def clean(self) -> None:
         assert self.outside == []
         assert self.console == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        # a container's root has no sandbox
-        yield driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with chromium.launched() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -305,28 +265,16 @@ def test_colors_follow_the_theme(page: Watched, any_saved: Path, scheme: str):
     page.until(f"{color} === '{shown[other]}'")
 
 
-@pytest.mark.skipif(AXE is None, reason="axe-playwright-python is not installed")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_accessibility_violations(
     page: Watched, recording: Recording, tmp_path: Path, scheme: str
 ):
-    assert AXE is not None
-    assert AXE.origin is not None
     page.page.emulate_media(color_scheme=scheme)
     views = [sinks(recording), routing(recording), sinks(recording), block(step=10), block(step=2)]
     page.open(book_page(tmp_path, *views), n=len(views))
     for summary in page.page.get_by_text("Show as table").all():
         summary.click()
-    page.page.add_script_tag(path=Path(AXE.origin).with_name("axe.min.js"))
-    found = page.page.evaluate(
-        "rules => axe.run(document, {runOnly: {type: 'tag', values: rules}})", RULES
-    )
-    assert found["passes"]
-    problems = [
-        (rule["id"], rule["impact"], [node["html"][:120] for node in rule["nodes"]])
-        for rule in found["violations"]
-    ]
-    assert problems == []
+    assert chromium.violations(page.page) == []
 
 
 # --- the block ----------------------------------------------------------------------

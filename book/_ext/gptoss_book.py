@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "gptoss_lite" / "widgets" / "assets"
 SCRIPT = "gl-widgets.js"
 SIDE_BAR = 'class="bd-sidebar-primary bd-sidebar"'
+EMPTY_HEAD = re.compile(r'<th class="head[^"]*">\s*(?:<p>\s*</p>)?\s*</th>')
 RUNTIME = ASSETS / "_page.js"
 
 
@@ -68,6 +69,8 @@ def finish_page(
         # docutils 0.21 writes roles that ARIA has since dropped; a reader hears a broken list.
         for role in (' role="list"', ' role="doc-biblioentry"'):
             context["body"] = context["body"].replace(role, "")
+    # The corner above a column of row names heads nothing.
+    context["body"] = EMPTY_HEAD.sub("<td></td>", context.get("body", ""))
     if "data-gl-widget=" in context.get("body", ""):
         app.add_js_file(SCRIPT, loading_method="defer")
 
@@ -97,7 +100,12 @@ def add_repository(app: Sphinx, config: Config) -> None:
         "repository_branch": "main",
         "use_repository_button": True,
         "use_issues_button": True,
-        "launch_buttons": {"colab_url": "https://colab.research.google.com", "thebe": False},
+        "launch_buttons": {
+            "colab_url": "https://colab.research.google.com",
+            "binderhub_url": "https://mybinder.org",  # builds what binder/ says
+            "notebook_interface": "jupyterlab",
+            "thebe": False,
+        },
     }
 
 
