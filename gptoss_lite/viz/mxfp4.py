@@ -6,12 +6,13 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from gptoss_lite.errors import ShapeError
 from gptoss_lite.mxfp4 import BLOCK, SCALE_BIAS, VALUES, dequantize, quantize
 
 ORIGINAL, DECODED = "#d55e00", "#0072b2"
 
 
-def mxfp4(weights: Float[Tensor, " 32"], ax: Axes | None = None) -> Axes:
+def mxfp4(weights: Float[Tensor, "*any"], ax: Axes | None = None) -> Axes:
     """Draw a block before and after MXFP4; the lines are all numbers that its scale offers.
 
     Args:
@@ -19,10 +20,12 @@ def mxfp4(weights: Float[Tensor, " 32"], ax: Axes | None = None) -> Axes:
         ax: where to draw; a new figure if None.
 
     Raises:
-        ShapeError: not a multiple of 32 numbers, or not all finite.
+        ShapeError: not 32 numbers, or not all finite.
     """
+    if weights.numel() != BLOCK:
+        raise ShapeError(f"A block has {BLOCK} weights, got {list(weights.shape)}: take w[0, :32].")
     ax = ax or plt.subplots(figsize=(8, 3), layout="constrained")[1]
-    original = weights.detach().float().cpu().flatten()[:BLOCK]
+    original = weights.detach().float().cpu().flatten()
     blocks, scales = quantize(original)
     decoded = dequantize(blocks, scales, torch.float32)
     exponent = int(scales.item()) - SCALE_BIAS

@@ -63,7 +63,7 @@ class MXFP4View(PageWidget):
 
 
 def mxfp4(
-    weights: Float[Tensor, " 32"] | None = None, source: str = "given weights", **selection: Any
+    weights: Float[Tensor, "*any"] | None = None, source: str = "given weights", **selection: Any
 ) -> MXFP4View:
     """Show a block of 32 weights as MXFP4 stores it; every bit of it can be switched.
 

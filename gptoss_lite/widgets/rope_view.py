@@ -77,7 +77,7 @@ def rope(config: ModelConfig = PRESETS["gpt-oss-20b"], **selection: Any) -> Rope
     Args:
         config: a model whose positions are rotations, with YaRN or without.
         selection: where to start: `pair`, `distance`, `factor`, `original_context`, `truncate`. By
-            default the first pair that is slowed, at the end of the context.
+            default a pair that is slowed, at the end of the context.
 
     Raises:
         ConfigError: a model with a learned table, or with heads of more than 128 numbers.
@@ -102,7 +102,11 @@ def rope(config: ModelConfig = PRESETS["gpt-oss-20b"], **selection: Any) -> Rope
     view.summary, view.rows = _summary(view), _rows(view)
     slowed = [i for i, ramp in enumerate(view.ramp().tolist()) if ramp == 1]
     end = min(LARGEST["distance"], int(yarn.factor * yarn.original_context))
-    for name, value in {"pair": min(slowed, default=0), "distance": end, **selection}.items():
+    for name, value in {
+        "pair": slowed[len(slowed) // 2] if slowed else 0,
+        "distance": end,
+        **selection,
+    }.items():
         setattr(view, name, value)
     return view
 

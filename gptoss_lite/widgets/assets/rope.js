@@ -88,7 +88,7 @@ function render({ model, el }) {
   plot(ui, {
     half: true,
     area: dials,
-    caption: () => `Each pair's hand at distance ${count(get("distance"))}; filled: known angles`,
+    caption: () => `Hands at distance ${count(get("distance"))}; filled: known angles`,
     label: () => `Hands of ${N} pairs; at angles never met: ${news("plain")} with RoPE, ${news("yarn")} with YaRN`,
     draw(g) {
       const wide = dials.width / 8, r = Math.min(19, wide / 2 - 3);
@@ -116,7 +116,7 @@ function render({ model, el }) {
         g.setLineDash([]);
         g.fillStyle = ui.muted;
         g.textAlign = "center";
-        g.fillText(`${i}${isNew(i, "plain") ? " new" : ""}`, x, top + 5);
+        g.fillText(`${i}${isNew(i, "plain") ? " ✱" : ""}`, x, top + 5);
         if (i === get("pair")) frame(g, left + 2, top - 2, wide - 4, 53);
       });
     },
@@ -126,7 +126,7 @@ function render({ model, el }) {
     },
   });
   return finish(ui, "Dashed: RoPE, solid: YaRN; angle 0 is at the right. Filled is what a hand went through within the original context, without YaRN. " +
-    "“New” marks a hand of RoPE outside of it.");
+    "✱ marks a hand of RoPE outside of it.");
 }
 
 export default { render };
