@@ -83,7 +83,7 @@ endif
 
 # After `make book`. WORKERS=1 on a machine with little memory: each worker starts a browser.
 test-site: $(SITE_STAMP) ## open every page of the built site in Chromium and check it
-	$(ONE) $(PY) -m pytest -n $(WORKERS) --dist worksteal -m site tests/test_site.py tests/test_widgets_browser.py
+	$(ONE) $(PY) -m pytest -n $(WORKERS) --dist worksteal -m site tests/test_site.py tests/test_*_browser.py
 
 $(SITE_STAMP): $(STAMP)
 	@$(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[site]'

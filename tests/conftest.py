@@ -1,12 +1,14 @@
 """Settings of the unit tests: one thread, property tests that repeat, the plain operations."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from gptoss_lite import use_backend
+from tests import chromium
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -27,6 +29,13 @@ def plain() -> Iterator[None]:
     use_backend("plain")
     yield
     use_backend("auto")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One Chromium for all tests of a process: a second one could not be started."""
+    with chromium.launched() as browser:
+        yield browser
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,9 +77,15 @@ def test_mistakes_with_a_block_are_named():
         mxfp4(torch.full((32,), math.nan))
     with pytest.raises(ShapeError, match=r"has 32 weights, got \[2, 32\]"):
         figures.mxfp4(torch.zeros(2, 32))
-    for bad in ({"weight": 32}, {"scale": 256}, {"codes": [0] * 15}, {"codes": [256] * 16}):
+    wrong: tuple[Any, ...] = (
+        ("weight", 32),
+        ("scale", 256),
+        ("codes", 15 * [0]),
+        ("codes", 16 * [256]),
+    )
+    for name, value in wrong:
         with pytest.raises(TraitError, match="block"):
-            mxfp4(**bad)
+            mxfp4(**{name: value})
 
 
 # --- rotations ----------------------------------------------------------------------
@@ -121,9 +128,15 @@ def test_mistakes_with_rotations_are_named():
         rope(PRESETS["gpt2"])
     with pytest.raises(ConfigError, match="got 'learned'"):
         figures.rope(PRESETS["gpt2"])
-    for bad in ({"pair": 32}, {"distance": -1}, {"factor": 0.5}, {"original_context": 0}):
+    wrong: tuple[Any, ...] = (
+        ("pair", 32),
+        ("distance", -1),
+        ("factor", 0.5),
+        ("original_context", 0),
+    )
+    for name, value in wrong:
         with pytest.raises(TraitError):
-            rope(**bad)
+            rope(**{name: value})
 
 
 # --- the static twins ---------------------------------------------------------------
@@ -135,14 +148,14 @@ def test_static_figures_draw_every_number():
     decoded, original = (line.get_ydata() for line in ax.lines[-2:])
     assert np.asarray(original).tolist() == weights.tolist()
     assert np.asarray(decoded).tolist() == mxfp4(weights).decoded().tolist()
-    plt.close(ax.figure)
+    plt.close()
     for config in (LADDER[2].config, LADDER[3].config, PRESETS["gpt-oss-20b"]):
         ax = figures.rope(config)
         expected = 2 * math.pi / positions.frequencies(config)[0]
         curves = [line for line in ax.lines if len(np.asarray(line.get_ydata())) == len(expected)]
         assert np.asarray(curves[-1].get_ydata()).tolist() == expected.tolist()
         assert len(curves) == (1 if config.yarn is None else 2)
-        plt.close(ax.figure)
+        plt.close()
 
 
 def test_a_selection_is_saved():

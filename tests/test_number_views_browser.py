@@ -20,7 +20,7 @@ from tests import test_widgets_browser as pattern
 from tests.test_widgets_browser import Watched, book_page
 
 pytestmark = pytest.mark.site
-browser, page = pattern.browser, pattern.page  # the session's one browser
+page = pattern.page
 
 
 def run_in_module(page: Watched, view: str, name: str, script: str, value: Any = None) -> Any:
@@ -235,26 +235,3 @@ def test_files_are_saved(page: Watched, tmp_path: Path):
         assert len(lines) == 2 + rows + 1
         assert json.dumps(lines[2]).count(",") == lines[1].count(",")
     page.clean()
-
-
-@pytest.mark.parametrize("make", [mxfp4, rope])
-def test_letters_stay_inside_and_the_table_remains(
-    page: Watched,
-    browser: Any,
-    tmp_path: Path,
-    make: Any,
-):
-    view = make()
-    path = view.save(tmp_path / "view.html")
-    page.open(path)
-    page.page.evaluate(
-        "window.heard = []; document.addEventListener('keydown', event => heard.push(event.key))"
-    )
-    page.press("Weight" if make is mxfp4 else "Pair", "d", "d", "x", "a", "ArrowRight")
-    assert page.page.evaluate("heard") == []
-    context = browser.new_context(java_script_enabled=False)
-    plain = context.new_page()
-    plain.goto(path.as_uri())
-    assert plain.locator(".gl-widget p").inner_text() == view.describe()
-    assert plain.locator(".gl-widget tbody tr").count() == min(view.rows_shown, 32)
-    context.close()

@@ -8,7 +8,6 @@ without scripts each widget leaves its sentence and its table; on paper every fi
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a page; without a site one test, which says so."""
     if "name" in metafunc.fixturenames:
         metafunc.parametrize("name", pages() or ["index.html"])
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with chromium.launched() as browser:
-        yield browser
 
 
 MOVES = {

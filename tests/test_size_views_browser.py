@@ -15,7 +15,7 @@ from tests.test_size_views import choices, masks
 from tests.test_widgets_browser import Watched, book_page
 
 pytestmark = pytest.mark.site
-browser, page = pattern.browser, pattern.page  # the session's one browser
+page = pattern.page
 
 
 def cells(page: Watched, n: int) -> list[list[list[str]]]:

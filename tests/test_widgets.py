@@ -24,7 +24,7 @@ from gptoss_lite.presets import PRESETS
 from gptoss_lite.recording import Recording, record
 from gptoss_lite.viz.block import HEIGHT, WIDTH, places
 from gptoss_lite.viz.block import block as draw_block
-from gptoss_lite.widgets import PageWidget, block, routing, sinks
+from gptoss_lite.widgets import PageWidget, block, mxfp4, rope, routing, sinks
 from gptoss_lite.widgets.page import ASSETS, from_bytes, module_source, to_bytes
 from gptoss_lite.widgets.routing_view import WEIGHT_ERROR
 from tests import hostile
@@ -40,7 +40,13 @@ HOSTILE = [
     "</div>",
 ]
 RECORDED = {"sinks": sinks, "routing": routing}
-VIEWS = {**RECORDED, "block": lambda recording: block(step=7)}  # a config, not a recording
+VIEWS = {  # the last of a config or of numbers, not of a recording
+    **RECORDED,
+    "block": lambda recording: block(step=7),
+    "mxfp4": lambda recording: mxfp4(),
+    "rope": lambda recording: rope(),
+}
+FIRST = {"block": "Step", "mxfp4": "Weight", "rope": "Pair"}  # sliders; of a recording "Layer"
 
 
 class TokenNames:

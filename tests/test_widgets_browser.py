@@ -48,12 +48,6 @@ class Watched(chromium.Watched):
         assert self.console == []
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with chromium.launched() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser: Any) -> Iterator[Watched]:
     context = browser.new_context(viewport=dict(zip(("width", "height"), DESKTOP, strict=True)))
@@ -179,7 +173,7 @@ def test_letters_stay_inside(page: Watched, any_saved: Path, any_view: PageWidge
     page.page.evaluate(
         "window.heard = []; document.addEventListener('keydown', event => heard.push(event.key))"
     )
-    first = "Layer" if any_view.view in test_widgets.RECORDED else "Step"
+    first = test_widgets.FIRST.get(any_view.view, "Layer")
     page.press(first, "d", "d", "x", "a", "ArrowRight")
     assert page.page.evaluate("heard") == []
     assert page.page.locator("[data-lm-suppress-shortcuts=true]").count() == 1

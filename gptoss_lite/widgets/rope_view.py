@@ -112,7 +112,7 @@ def rope(config: ModelConfig = PRESETS["gpt-oss-20b"], **selection: Any) -> Rope
 
 
 def _zone(ramp: float) -> str:
-    return {0: "kept", 1: "slowed"}.get(ramp, "blended")
+    return "kept" if ramp == 0 else "slowed" if ramp == 1 else "blended"
 
 
 def _summary(view: RopeView) -> str:

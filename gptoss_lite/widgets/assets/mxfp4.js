@@ -57,20 +57,20 @@ function render({ model, el }) {
   plot(ui, {
     half: true,
     area: cells,
-    caption: () => `16 bytes of two codes, ${scale()}`,
+    caption: () => "16 bytes, a code in each half",
     label: () => `The bytes: ${get("codes").map(hex).join(" ")}`,
     draw(g) {
       const wide = cells.width / 8;
       g.textAlign = "center";
       for (const cell of range(N)) {
         const i = at(cell), x = cells.x + (cell % 8) * wide, y = cells.y + (cell >> 3) * 50;
-        const text = (color, words, at, down) => ((g.fillStyle = ui[color]), g.fillText(words, x + wide * at, y + down));
+        const text = (color, words, down) => ((g.fillStyle = ui[color]), g.fillText(words, x + wide * 0.52, y + down));
         g.fillStyle = ui.soft;
-        g.fillRect(x + (cell % 2 ? 0 : 4), y, wide - 4, 44);
-        text("muted", `w${i}`, 0.36, 14);
-        text("fg", hex(code(i))[1], 0.76, 14);
-        text("fg", short(value(i), 2).replace("0.", "."), 0.52, 32);
-        if (i === get("weight")) frame(g, x + 3, y + 3, wide - 6, 38);
+        g.fillRect(x + (cell % 2 ? 0 : 4), y, wide - 4, 46);
+        text("fg", hex(code(i))[1], 9);
+        text("fg", short(value(i), 2).replace("0.", "."), 23);
+        text("muted", `w${i}`, 37);
+        if (i === get("weight")) frame(g, x + 3, y + 3, wide - 6, 40);
       }
     },
     pick(x, y) {
@@ -86,7 +86,7 @@ function render({ model, el }) {
     half: true,
     area,
     caption: () => "Original (ring), decoded (bar); lines: numbers of this scale",
-    label: () => `${N} weights; the largest error is ${short(Math.max(...range(N).map((i) => Math.abs(error(i)))))}`,
+    label: () => `Original and decoded weights at ${scale()}`,
     draw(g) {
       const wide = area.width / N, box = (color, x, y, w, h) => ((g.fillStyle = ui[color]), g.fillRect(x, y, w, h));
       let last = -13;

@@ -37,9 +37,9 @@ function render({ model, el }) {
       `${turns((d * plain) / TURN)} and ${turns((d * yarn) / TURN)}. At angles never met in ${count(get("original_context"))} tokens: ${news("plain")} of ${N} pairs with RoPE, ` +
       `${news("yarn")} with YaRN. YaRN multiplies scores by ${scores.toFixed(2)}.`];
   };
-  const tables = () => [{ caption: `Pairs at distance ${get("distance")}`, rows: [
-    ["pair", "zone", "ramp", "RoPE: angle per token", "YaRN: angle per token", "RoPE: tokens a turn", "YaRN: tokens a turn", "RoPE: turns", "YaRN: turns"],
-    ...all().map(({ zone, ramp, plain, yarn }, i) => [i, zone, ramp, plain, yarn, ...[TURN / plain, TURN / yarn, (get("distance") * plain) / TURN, (get("distance") * yarn) / TURN].map((v) => +v.toPrecision(6))])] }];
+  const tables = () => [{ caption: `Pairs with factor ${get("factor")}`, rows: [
+    ["pair", "zone", "ramp", "RoPE: angle per token", "YaRN: angle per token", "RoPE: tokens a turn", "YaRN: tokens a turn"],
+    ...all().map(({ zone, ramp, plain, yarn }, i) => [i, zone, ramp, plain, yarn, TURN / plain, TURN / yarn])] }];
 
   const ui = start(model, el, { traits, status, tables });
   const contexts = range(10).map((k) => 256 << k);
@@ -53,8 +53,8 @@ function render({ model, el }) {
   plot(ui, {
     half: true,
     area,
-    caption: () => "Tokens for a full turn: RoPE (square), YaRN (dot)",
-    label: () => `Tokens for a turn of ${N} pairs: ${["kept", "blended", "slowed"].map((zone) => `${all().filter((p) => p.zone === zone).length} ${zone}`).join(", ")}`,
+    caption: () => "Tokens a turn: RoPE (square), YaRN (dot)",
+    label: () => `Tokens for a turn of ${N} pairs; ${all().filter(({ zone }) => zone === "slowed").length} are slowed`,
     draw(g) {
       const top = Math.log10((64 * TURN) / all()[N - 1].plain), wide = area.width / N, { x, y, width, height } = area;
       const yOf = (n) => y + height * (1 - Math.log10(n / 3) / top), box = (color, ...place) => ((g.fillStyle = ui[color]), g.fillRect(...place));
