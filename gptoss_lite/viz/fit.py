@@ -10,10 +10,10 @@ from gptoss_lite.account import OVERHEAD_BYTES
 from gptoss_lite.config import ModelConfig
 
 PARTS = {  # told apart by lightness and hatching too, never by color alone
-    "experts": {"color": "#0a5cad"},
-    "other weights": {"color": "#9b9476"},
-    "KV cache": {"color": "#fee838", "hatch": "///"},
-    "overhead": {"color": "white"},
+    "experts": ("#0a5cad", ""),
+    "other weights": ("#9b9476", ""),
+    "KV cache": ("#fee838", "///"),
+    "overhead": ("white", ""),
 }
 
 
@@ -44,9 +44,19 @@ def fit(
     for row, config in enumerate(models.values()):
         left = 0.0
         sizes = _sizes(config, context_tokens, batch, dense, experts)
-        for (part, style), n_bytes in zip(PARTS.items(), sizes, strict=True):
+        for (part, (color, hatch)), n_bytes in zip(PARTS.items(), sizes, strict=True):
             label = None if row else part
-            ax.barh(row, n_bytes / 1e9, 0.6, left, ec="black", linewidth=0.7, label=label, **style)
+            ax.barh(
+                row,
+                n_bytes / 1e9,
+                0.6,
+                left,
+                color=color,
+                hatch=hatch,
+                edgecolor="black",
+                linewidth=0.7,
+                label=label,
+            )
             left += n_bytes / 1e9
     ax.axvline(memory_bytes / 1e9, color="black", linestyle="--")
     ax.text(

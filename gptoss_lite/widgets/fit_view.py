@@ -43,7 +43,7 @@ class FitView(PageWidget):
     experts = Enum(FORMATS, "published").tag(sync=True)
 
     models = List().tag(sync=True)
-    memories = List(list(MEMORIES)).tag(sync=True)  # the slider's marks
+    memories = List(Int(), list[int](MEMORIES)).tag(sync=True)  # the slider's marks
     bits = Dict(dict(BITS)).tag(sync=True)
     overhead_bytes = Int(OVERHEAD_BYTES).tag(sync=True)
     configs = Dict()
@@ -63,10 +63,15 @@ class FitView(PageWidget):
             part: None if getattr(self, part) == "published" else getattr(self, part)
             for part in ("dense", "experts")
         }
-        sizes = {"context_tokens": self.context, "batch": self.batch}
         return {
             name: account.fit(
-                config, memory, overhead_bytes=self.overhead_bytes, **sizes, **formats
+                config,
+                memory,
+                context_tokens=self.context,
+                batch=self.batch,
+                dense=formats["dense"],
+                experts=formats["experts"],
+                overhead_bytes=self.overhead_bytes,
             )
             for name, config in self.configs.items()
         }
