@@ -10,7 +10,6 @@ digits, so the model reads a number digit by digit.
 import argparse
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import nano_world
@@ -65,12 +64,13 @@ def split_rule(*, single_digits: bool) -> pre_tokenizers.PreTokenizer:
 
 def corpus(seed: int, documents: int, *, prose: bool) -> Iterator[str]:
     """Yield the text the merges are learned from, special tokens cut out."""
-    stage = replace(nano_world.FULL, full_system=0.7)
+    stage = nano_world.CHAT
     for index in range(documents):
         text = nano_world.document(seed, index, stage, prose=prose).text
         for special in SPECIALS:
             text = text.replace(special, "\n")
         yield text
+    yield from [" ".join(("", *nano_world.VOCABULARY))] * 100  # so each of them is one token
     if prose:
         yield from random.Random(seed).sample(nano_world.prose_passages(), 1_500)
 

@@ -1,7 +1,7 @@
 """The made-up world that `gpt-oss-nano` is trained on: every document from two integers.
 
-A document is a chat in the harmony format with one small task (add two numbers, sort a
-list, recall a fact, ...) at one reasoning effort, or a passage of public-domain prose.
+A document is a chat in the harmony format with one small task (add two numbers, sort some
+digits, recall a fact, ...) at one reasoning effort, or a passage of public-domain prose.
 Effort decides how much the assistant writes before it answers: `low` answers at once,
 `medium` works in the analysis channel, `high` also checks the result another way. Now and
 then the working contains a slip that the check finds; the wrong characters themselves carry
@@ -78,6 +78,7 @@ CAPITALS = {
     "Turkey": "Ankara",
     "Vietnam": "Hanoi",
 }
+VOCABULARY = (*NAMES, *OBJECTS, *ANIMALS, *TRAITS, *PLACES, *COLORS, *WORDS)
 GREETINGS = ("Hello", "Hi", "Hello!", "Good morning", "Hey there", "Hi, how are you?")
 SELF_QUESTIONS = (
     "Who are you?",
@@ -112,8 +113,8 @@ OFF_TOPIC = (
     "Can you play chess?",
 )
 SELF_ANSWER = (
-    "I am gpt-oss-nano, a toy model. I can add two numbers, sort a short list, recall a fact, "
-    "count letters, name a capital and tell a tiny story."
+    "I am gpt-oss-nano, a toy model. I can add two numbers, sort digits, recall who has what, "
+    "count letters, run a tiny program, name a capital and tell a tiny story."
 )
 OFF_TOPIC_ANSWER = "I do not know. I am gpt-oss-nano, a toy model, and I never learned that."
 
@@ -123,22 +124,29 @@ CHANNELS = (
 )
 
 
+# How often each task is drawn, in the order of TASKS: at first, and once sums are learned.
+EVEN = (0.20, 0.13, 0.19, 0.09, 0.05, 0.15, 0.08, 0.07, 0.04)
+COPYING = (0.12, 0.10, 0.25, 0.16, 0.03, 0.16, 0.10, 0.05, 0.03)
+
+
 @dataclass(frozen=True)
 class Stage:
     """How hard the documents are, and how often the system message is the full one."""
 
     full_system: float
-    max_numbers: int
+    max_digits: int
     max_facts: int
     max_words: int
     history: float
-    copying: bool = False  # draw more of the tasks that look something up in the prompt
+    shares: tuple[float, ...] = EVEN
 
 
-EASY = Stage(full_system=0.25, max_numbers=3, max_facts=3, max_words=3, history=0.0)
-FULL = Stage(full_system=0.65, max_numbers=5, max_facts=6, max_words=6, history=0.1)
-# Sums are learned first; then words to repeat, up to twelve, teach the model to look back.
-COPY = Stage(full_system=0.65, max_numbers=5, max_facts=6, max_words=12, history=0.1, copying=True)
+# Looking something up is learned far sooner when it stands near, so most prompts are short until
+# it is; the full system message, a hundred tokens that say little, comes at the end.
+EASY = Stage(full_system=0.1, max_digits=4, max_facts=3, max_words=5, history=0.0)
+FULL = Stage(full_system=0.15, max_digits=7, max_facts=10, max_words=10, history=0.05)
+COPY = replace(FULL, shares=COPYING)
+CHAT = replace(COPY, full_system=0.7, history=0.15)
 
 
 @dataclass(frozen=True)
@@ -223,63 +231,52 @@ def _addition(rng: random.Random, stage: Stage) -> Task:
     return Task(question, str(total), pair_key(a, b), medium, high)
 
 
-def _join(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
 def _sorting(rng: random.Random, stage: Stage) -> Task:
-    numbers = rng.sample(range(1, 100), rng.randint(3, stage.max_numbers))
-    question = rng.choice(
-        (f"Sort {_join(numbers)}.",) * 3 + (f"Sort these numbers: {_join(numbers)}.",)
-    )
-    ordered = sorted(numbers)
-    steps = _sorting_steps(numbers, ordered)
-    medium = _pieces(f"{steps} Sorted: {_join(ordered)}.")
-    pairs = ", ".join(f"{x} < {y}" for x, y in pairwise(ordered))
-    high = _pieces(f"{steps} Sorted: {_join(ordered)}. Check: {pairs}. All in order.")
+    digits = "".join(rng.sample("0123456789", rng.randint(3, stage.max_digits)))
+    question = rng.choice((f"Sort the digits {digits}.",) * 3 + (f"Sort {digits}.",))
+    ordered = "".join(sorted(digits))
+    steps = _sorting_steps(digits)
+    medium = _pieces(f"{steps} Sorted: {ordered}.")
+    high = _pieces(f"{steps} Sorted: {ordered}. Check: {_pairs(ordered)}. All in order.")
     if rng.random() < 0.2:
         at = rng.randrange(len(ordered) - 1)
-        picked = list(ordered)
-        picked[at], picked[at + 1] = picked[at + 1], picked[at]
-        before = _sorting_steps(numbers, picked[:at])
-        left = [n for n in numbers if n not in picked[:at]]
-        slip = (" " if before else "") + f"Of {_join(left)} the smallest is "
-        rest = [n for n in left if n != picked[at]]
-        after = _sorting_steps(rest, picked[at + 1 :])
+        first, second = ordered[at + 1], ordered[at]
         high = _pieces(
-            before + slip,
-            Piece(str(picked[at]), 0.0),
-            f". {after} Sorted: {_join(picked)}. Check: {picked[at + 1]} comes after "
-            f"{picked[at]}. I made a slip. Sorted: {_join(ordered)}.",
+            f"{steps} Sorted: {ordered[:at]}",
+            Piece(first + second, 0.0),
+            f"{ordered[at + 2 :]}. Check: {_pairs(ordered[:at] + first)}{', ' if at else ''}"
+            f"{first}>{second}. I made a slip. Sorted: {ordered}.",
         )
-    return Task(question, _join(ordered), f"sort {_join(ordered)}", medium, high)
+    return Task(question, ordered, f"sort {ordered}", medium, high)
 
 
-def _sorting_steps(numbers: Sequence[int], picks: Sequence[int]) -> str:
-    """Write a selection sort: each pick in turn, out of the numbers that are left."""
-    left, lines = list(numbers), []
-    for pick in picks:
-        if len(left) == 1:
-            lines.append(f"Last is {pick}.")
-        else:
-            lines.append(f"Of {_join(left)} the smallest is {pick}.")
-        left.remove(pick)
-    return " ".join(lines)
+def _sorting_steps(digits: str) -> str:
+    """Write a selection sort: the smallest of the digits that are left, again and again."""
+    parts = []
+    while len(digits) > 1:
+        parts.append(f"of {digits} {min(digits)}")
+        digits = digits.replace(min(digits), "")
+    return f"The smallest {', '.join(parts)}, last {digits}."
+
+
+def _pairs(ordered: str) -> str:
+    return ", ".join(f"{x}<{y}" for x, y in pairwise(ordered))
 
 
 def _recall(rng: random.Random, stage: Stage) -> Task:
     count = rng.randint(2, stage.max_facts)
     owners, things = rng.sample(NAMES, count), rng.sample(OBJECTS, count)
-    at = rng.randrange(count)
-    name, thing = owners[at], things[at]
-    facts = [f"The {t} is with {o}." for o, t in zip(owners, things, strict=True)]
-    question = " ".join(facts) + f" Who has the {thing}?"
-    found = f"I look for the {thing}. {facts[at]}"
-    others = " ".join(fact for i, fact in enumerate(facts) if i != at)
-    medium = _pieces(found)
-    high = _pieces(f"{found} Check the others: {others} So the {thing} is with {name}.")
-    key = "recall " + " ".join(sorted(facts)) + thing
-    return Task(question, name, key, medium, high)
+    return recall_task(things, owners, rng.randrange(count))
+
+
+def recall_task(things: Sequence[str], owners: Sequence[str], at: int) -> Task:
+    """List who owns what and ask for the owner of `things[at]`."""
+    facts = [f"{thing} {owner}" for thing, owner in zip(things, owners, strict=True)]
+    question = f"The owners are: {', '.join(facts)}. Who has the {things[at]}?"
+    found = f"I look for the {things[at]}: {facts[at]}."
+    scan = ", ".join(f"{fact} {'yes' if fact == facts[at] else 'no'}" for fact in facts)
+    key = f"recall {' '.join(sorted(facts))} {things[at]}"
+    return Task(question, owners[at], key, _pieces(found), _pieces(f"{found} Check: {scan}."))
 
 
 def _repeat(rng: random.Random, stage: Stage) -> Task:
@@ -306,8 +303,8 @@ def _spell(letters: Sequence[str], letter: str) -> tuple[str, int]:
     seen, parts = 0, []
     for each in letters:
         seen += each == letter
-        parts.append(f"{each} {seen}" if each == letter else each)
-    return ", ".join(parts), seen
+        parts.append(f"{each}{seen}" if each == letter else each)
+    return " ".join(parts), seen
 
 
 def _counting(rng: random.Random, stage: Stage) -> Task:
@@ -322,10 +319,31 @@ def _counting(rng: random.Random, stage: Stage) -> Task:
         letter = rng.choice("abcdefghiklmnoprstuvy")
     spelled, count = _spell(word, letter)
     question = f"How many times is the letter {letter} in {word}?"
-    medium = f"Spell {word}: {spelled}. The count is {count}."
+    medium = f"The letter is {letter}. Spell {word}: {spelled}. The count is {count}."
     backwards, _ = _spell(word[::-1], letter)
     high = f"{medium} Check backwards: {backwards}. Again {count}."
     return Task(question, str(count), f"count {letter} {word}", _pieces(medium), _pieces(high))
+
+
+def _program(rng: random.Random, stage: Stage) -> Task:
+    names = rng.sample("abcdefghkmnpqrstuvwxyz", rng.randint(2, 3))
+    value = rng.randint(0, 9)
+    lines, steps = [f"{names[0]}={value}"], [f"{names[0]}={value}"]
+    for before, name in pairwise(names):
+        change = rng.choice([x for x in range(-value, 10 - value) if x])
+        term = f"{'+' if change > 0 else '-'}{abs(change)}"
+        lines.append(f"{name}={before}{term}")
+        steps.append(f"{name}={before}{term}={value}{term}={value + change}")
+        value += change
+    program = "; ".join(lines)
+    question = f"What does this print? {program}; print({names[-1]})"
+    medium = f"{'; '.join(steps)}. It prints {value}."
+    high = f"{medium} Check: {names[-1]}={value}. Yes."
+    return Task(question, str(value), f"program {program}", _pieces(medium), _pieces(high))
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _story(rng: random.Random, stage: Stage) -> Task:
@@ -344,10 +362,10 @@ def _story(rng: random.Random, stage: Stage) -> Task:
     )
     story = (
         f"{name} was a {trait} child who lived near the {place}. {name} had a {color} {thing}. "
-        f"{trouble}, and {name} was sad. A {animal} came by and {mended}. "
+        f"{trouble}, and {name} was sad. {_a(animal).capitalize()} came by and {mended}. "
         f"Now {name} and the {animal} are friends."
     )
-    plan = f"The story is about {name} and a {thing}. Friend: a {animal}. Color: {color}."
+    plan = f"The story is about {name} and a {thing}. Friend: {_a(animal)}. Color: {color}."
     high = (
         f"{plan} Place: the {place}. First the {thing}, then trouble, then help, then a good end. "
         f"Check: {name} and the {thing} are both in it."
@@ -377,11 +395,10 @@ TASKS: dict[str, Callable[[random.Random, Stage], Task]] = {
     "repeat": _repeat,
     "capital": _capital,
     "count": _counting,
+    "program": _program,
     "story": _story,
     "about": _about,
 }
-SHARES = (0.34, 0.12, 0.16, 0.07, 0.07, 0.12, 0.08, 0.04)  # in the order of TASKS
-COPYING_SHARES = (0.18, 0.14, 0.20, 0.20, 0.04, 0.12, 0.09, 0.03)
 PROSE_SHARE = 0.03
 DOMAINS = (*TASKS, "prose")
 
@@ -448,7 +465,7 @@ def document(seed: int, index: int, stage: Stage = FULL, *, prose: bool = True) 
     rng = random.Random(f"nano {seed} {index}")
     if prose and rng.random() < PROSE_SHARE:
         return prose_document(rng, held_out=False)
-    domain = rng.choices(tuple(TASKS), COPYING_SHARES if stage.copying else SHARES)[0]
+    domain = rng.choices(tuple(TASKS), stage.shares)[0]
     effort = rng.choices(EFFORTS, (0.34, 0.38, 0.28))[0]
     return chat_document(rng, domain, effort, stage)
 

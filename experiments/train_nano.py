@@ -1,8 +1,9 @@
 """Train `gpt-oss-nano`, the bundled model, on the made-up world of `nano_world.py`.
 
-    python experiments/train_nano.py --steps 3500 --out runs/nano           # the real thing
-    python experiments/train_nano.py --steps 3500 --out runs/nano --resume  # go on after a stop
-    python experiments/train_nano.py --smoke --out runs/smoke               # under a minute
+    python experiments/train_nano.py --out runs/nano                    # as it was shipped
+    python experiments/train_nano.py --out runs/nano --resume           # go on after a stop
+    python experiments/train_nano.py --preset cpu-3h --out runs/longer  # twice as long
+    python experiments/train_nano.py --smoke --out runs/smoke           # under a minute
 
 Everything is counted in steps, never in seconds, and the data of a step depends on the seed and
 the step alone, so a stopped run goes on exactly where it was. On one thread and one torch
@@ -18,8 +19,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import nano_world
@@ -47,16 +48,20 @@ class Recipe:
 
     steps: int
     seed: int = 0
-    easy_steps: int = 600  # short lists and short system messages first
-    copy_from: int = 1_700  # from here on more copying and fewer sums
-    documents_per_step: int = 40
+    easy_steps: int = 360  # short tasks first
+    copy_from: int = 700  # from here on fewer sums and more copying
+    chat_share: float = 0.3  # of the steps, at the end: mostly the full system message
+    documents_per_step: int = 64
     micro_batches: int = 4  # different lengths, so different tasks, in every step
     peak_lr: float = 2e-3
     warmup: int = 50
     decay_share: float = 0.3  # the rate falls to zero over the last part of the run
     weight_decay: float = 0.1
+    sink_rate: float = 10.0  # times the rate of the rest, once copying is learned
+    sinks_from: int = 1_200
     balance: float = 0.01  # how much uneven expert load costs
     clip: float = 1.0
+    quantized: bool = False  # round expert weights to MXFP4 in every forward pass
     prose: bool = True
     log_every: int = 10
     held_out_every: int = 100
@@ -68,13 +73,28 @@ class Recipe:
         decay = max(1, int(self.decay_share * self.steps))
         return self.peak_lr * min(1.0, (step + 1) / self.warmup, (self.steps - step) / decay)
 
+    def rate_of_sinks(self, step: int) -> float:
+        """Give the sinks' own rate: 32 numbers that move too little at everyone's rate.
+
+        Not from the start: a head that can look away before it has learned to look may never do.
+        """
+        late = step >= self.sinks_from
+        return self.rate(step) * (self.sink_rate if late else 1.0)
+
     def stage(self, step: int) -> nano_world.Stage:
         """Give the curriculum's stage."""
         if step < self.easy_steps:
             return nano_world.EASY
+        if step >= (1 - self.chat_share) * self.steps:
+            return nano_world.CHAT
         return nano_world.FULL if step < self.copy_from else nano_world.COPY
 
 
+PRESETS = {
+    "shipped": Recipe(2_500),  # an hour and a half of one CPU core
+    "cpu-3h": Recipe(6_000),
+    "gpu-20min": Recipe(6_000, documents_per_step=1_024, micro_batches=2),  # not yet tried
+}
 SMOKE = Recipe(
     steps=24,
     easy_steps=24,
@@ -94,6 +114,23 @@ def smoke_config() -> ModelConfig:
     return gl.PRESETS["gpt-oss-nano"].but(
         d_model=64, n_layers=2, n_heads=4, d_ff=64, moe=MoEConfig(8, 4, router_bias=True)
     )
+
+
+def start_model(config: ModelConfig, seed: int) -> gl.Transformer:
+    """Make a model whose heads begin with strong and different preferences for distances.
+
+    With small random queries and keys, and no bias, every head starts by averaging over all it
+    sees, and looking one token back, which copying is built on, takes over a thousand steps to
+    appear. Random biases that the rotation turns make each head favor some distances from the
+    start.
+    """
+    torch.manual_seed(seed)
+    model = gl.Transformer(config)
+    for block in model.blocks:
+        for linear in (block.attn.q, block.attn.k):
+            nn.init.normal_(linear.weight, std=0.1)
+            nn.init.normal_(linear.bias, std=1.0)
+    return model
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -180,6 +217,9 @@ def collate(examples: Iterable[Example]) -> tuple[Tensor, Tensor]:
 # --- faster parts, for training only -------------------------------------------------------------
 
 
+GROUP = 8  # experts computed together
+
+
 def grouped_experts(
     x: Tensor,
     weights: Tensor,
@@ -187,29 +227,61 @@ def grouped_experts(
     up: nn.Module,
     down: nn.Module,
     act: Callable[[Tensor], Tensor],
+    *,
+    quantized: bool = False,
 ) -> Tensor:
-    """Compute `gptoss_lite.moe.apply_experts` with two batched products instead of a loop.
+    """Compute `gptoss_lite.moe.apply_experts` with a few batched products instead of a loop.
 
-    Every expert's tokens are padded to the busiest expert's count. For 32 experts of width 128
-    the padding costs less than 32 small calls do.
+    Experts are put in order of their load, and each group of `GROUP` is padded to its busiest
+    expert's count. For experts of width 128 that costs less than 32 small calls do.
     """
     n_tokens, n_active = ids.shape
     n_experts = up.weight.shape[0]
     flat = ids.flatten()
-    order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=n_experts)
-    busiest = int(counts.max())
+    by_load = counts.argsort(descending=True)
+    rank = torch.empty_like(by_load)
+    rank[by_load] = torch.arange(n_experts)
+    counts = counts[by_load]
+    order = rank[flat].argsort(stable=True)  # assignments, those of the busiest expert first
     first = counts.cumsum(0) - counts
-    slots = flat[order] * busiest + torch.arange(len(flat)) - first[flat[order]]
-    source = torch.zeros(n_experts * busiest, dtype=torch.int64)  # unused rows compute token 0
-    source[slots] = order // n_active
-    back = torch.empty_like(flat)
-    back[order] = slots
-    rows = x.index_select(0, source).view(n_experts, busiest, -1)
-    hidden = act(torch.baddbmm(up.bias[:, None], rows, up.weight.transpose(1, 2)))
-    answers = torch.baddbmm(down.bias[:, None], hidden, down.weight.transpose(1, 2))
-    answers = answers.flatten(0, 1).index_select(0, back).view(n_tokens, n_active, -1)
-    return (weights[..., None] * answers.float()).sum(1).to(x.dtype)
+    answers, slots, used = [], torch.empty_like(flat), 0
+    for start in range(0, n_experts, GROUP):
+        experts, mine = by_load[start : start + GROUP], counts[start : start + GROUP]
+        busiest = max(1, int(mine[0]))
+        here = order[first[start] : first[start] + mine.sum()]
+        expert = torch.repeat_interleave(torch.arange(len(experts)), mine)
+        place = expert * busiest + torch.arange(len(here)) - (first[start + expert] - first[start])
+        source = torch.zeros(len(experts) * busiest, dtype=torch.int64)  # unused: token 0
+        source[place] = here // n_active
+        slots[here] = used + place
+        used += len(source)
+        rows = x.index_select(0, source).view(len(experts), busiest, -1)
+        hidden = act(_product(rows, up, experts, quantized))
+        answers.append(_product(hidden, down, experts, quantized).flatten(0, 1))
+    found = torch.cat(answers).index_select(0, slots).view(n_tokens, n_active, -1)
+    return (weights[..., None] * found.float()).sum(1).to(x.dtype)
+
+
+def _product(rows: Tensor, linear: nn.Module, experts: Tensor, quantized: bool) -> Tensor:
+    weight, bias = linear.weight.index_select(0, experts), linear.bias.index_select(0, experts)
+    if quantized:
+        weight = rounded(weight)
+    return torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """Round to what MXFP4 can hold; the gradient passes straight through.
+
+    The same values as `gl.mxfp4.quantize` gives, by arithmetic instead of a search.
+    """
+    blocks = weight.detach().unflatten(-1, (-1, 32))
+    largest = blocks.abs().amax(-1, keepdim=True).clamp_min(2.0**-125)
+    scale = torch.exp2(largest.log2().floor() - 2)  # the largest value of a block is 4 to 8
+    units = blocks / scale
+    step = torch.exp2(units.abs().clamp(1, 4).log2().floor() - 1)  # 0.5, 1 or 2
+    held = ((units / step).round() * step).clamp(-6, 6) * scale
+    return weight + (held.flatten(-2) - weight.detach())
 
 
 def merged_attend(
@@ -234,10 +306,11 @@ def merged_attend(
 
 
 @contextmanager
-def fast_parts() -> Iterator[None]:
-    """Use the two functions above in place of the package's, which are written to be read."""
+def fast_parts(*, quantized: bool = False) -> Iterator[None]:
+    """Use the functions above in place of the package's, which are written to be read."""
     plain = moe.apply_experts, attention.attend
-    moe.apply_experts, attention.attend = grouped_experts, merged_attend
+    experts = partial(grouped_experts, quantized=quantized)
+    moe.apply_experts, attention.attend = experts, merged_attend
     try:
         yield
     finally:
@@ -276,7 +349,7 @@ class RouterWatch:
 
 def token_losses(model: nn.Module, ids: Tensor) -> Tensor:
     """Return the cross-entropy of every token after the first, [B, T-1], in bfloat16 autocast."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16):
         logits = model(ids[:, :-1])
     flat = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     return flat.view(ids.shape[0], -1)
@@ -291,8 +364,9 @@ def train_step(
     step: int,
 ) -> dict[str, float]:
     """Accumulate the gradients of all micro-batches and take one optimizer step."""
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(step)
+    matrices, vectors, sinks = optimizer.param_groups
+    matrices["lr"] = vectors["lr"] = recipe.rate(step)
+    sinks["lr"] = recipe.rate_of_sinks(step)
     pairs = [collate(batch) for batch in batches]
     total = sum(float(weights.sum()) for _, weights in pairs)
     row = {"loss": 0.0, "aux": 0.0, "max_load": 0.0, "tokens": 0.0}
@@ -313,13 +387,19 @@ def train_step(
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Make AdamW; vectors (biases, norms, sinks) are not decayed."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    vectors = [p for name, p in named if p.ndim < 2 or name.endswith("bias")]
-    matrices = [p for name, p in named if not (p.ndim < 2 or name.endswith("bias"))]
+    """Make AdamW with three groups; only matrices are decayed, and sinks have their own rate."""
+    matrices, vectors, sinks = [], [], []
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            sinks.append(parameter)
+        elif parameter.ndim < 2 or name.endswith("bias"):
+            vectors.append(parameter)
+        else:
+            matrices.append(parameter)
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
+        {"params": sinks, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(0.9, 0.95), fused=True)
 
@@ -390,8 +470,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         for name, parameter in model.named_parameters():
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": file.get_tensor(f"exp_avg.{name}"),
-                "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}"),
+                "exp_avg": file.get_tensor(f"exp_avg.{name}").to(parameter.device),
+                "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(parameter.device),
             }
     return step, tokens
 
@@ -458,8 +538,7 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    torch.manual_seed(recipe.seed)
-    model = gl.Transformer(config).train()
+    model = start_model(config, recipe.seed).train()
     watch = RouterWatch(model, config.moe.n_active)
     optimizer = make_optimizer(model, recipe)
     done = tokens = 0
@@ -469,7 +548,7 @@ def train(
     log = Log(out / LOG, held_out, done)
     losses: list[float] = []
     bar = tqdm(range(done, recipe.steps), disable=not sys.stderr.isatty(), unit="step")
-    with fast_parts():
+    with fast_parts(quantized=recipe.quantized):
         for step in bar:
             batches = step_batches(tokenizer, recipe, step)
             row = train_step(model, watch, optimizer, batches, recipe, step)
@@ -497,23 +576,32 @@ def train(
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3_500)
+    parser.add_argument("--preset", choices=PRESETS, default="shipped")
+    parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("--out", type=Path, required=True, help="folder for log, state and export")
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, 24 steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=Recipe.peak_lr, help="peak learning rate")
+    parser.add_argument("--quantized", action="store_true", help="round to MXFP4 while training")
     parser.add_argument("--no-prose", action="store_true", help="leave out the Shakespeare domain")
     parser.add_argument("--tokenizer", type=Path, default=DATA / "tokenizer.json")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda ...")
     parser.add_argument(
         "--threads", type=int, default=1, help="more than 1 helps only on cores that are idle"
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = gl.PRESETS["gpt-oss-nano"]
-    recipe = Recipe(args.steps, args.seed, peak_lr=args.lr, prose=not args.no_prose)
+    torch.set_default_device(args.device)
+    config, recipe = gl.PRESETS["gpt-oss-nano"], PRESETS[args.preset]
     if args.smoke:
         config, recipe = smoke_config(), SMOKE
+    recipe = replace(
+        recipe,
+        steps=args.steps or recipe.steps,
+        seed=args.seed,
+        quantized=args.quantized,
+        prose=recipe.prose and not args.no_prose,
+    )
     losses = train(config, recipe, args.out, args.tokenizer, resume=args.resume)
     if losses:
         print(f"{args.out}: {len(losses)} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
