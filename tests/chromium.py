@@ -55,15 +55,14 @@ def axe_source() -> str:
     return Path(spec.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
-def violations(page: Any) -> list[str]:
-    """Return what axe finds wrong: rule, impact, and the first elements."""
+def violations(page: Any, *rules: str) -> list[str]:
+    """Return what axe finds wrong, by all rules or some: rule, impact, and the first elements."""
     if not page.evaluate("typeof axe === 'object' && !!axe.run"):
         page.evaluate(axe_source())
     found = page.evaluate(
-        """rules => axe.run(document, {
-             runOnly: {type: 'tag', values: rules}, resultTypes: ['violations'],
-             preload: false })""",
-        RULES,
+        """only => axe.run(document, {
+             runOnly: only, resultTypes: ['violations'], preload: false })""",
+        {"type": "rule" if rules else "tag", "values": rules or RULES},
     )
     assert found["testEngine"]["name"] == "axe-core"
     return [

@@ -35,7 +35,7 @@ CSS_URL = re.compile(r"""url\(\s*['"]?([^'")]+)|@import\s+['"]([^'"]+)""")
 SCRIPT_LOAD = re.compile(
     r"""(?:\bimport\s*\(?|\bfrom\s*|\bfetch\s*\(|\.src\s*=|\bimportScripts\s*\()\s*["'`](https?:)?//"""
 )
-FILE_NAME = re.compile(r"\.(png|svg|jpe?g|gif|webp)$|[/\\]", re.IGNORECASE)
+FILE_NAME = re.compile(r"\.(png|svg|jpe?g|gif|webp)$|^\S*[/\\]\S*$", re.IGNORECASE)
 
 
 @dataclass
