@@ -9,7 +9,7 @@ from typing import Any
 from gptoss_lite.errors import GptOssLiteError
 
 _FOLDER = files("gptoss_lite").joinpath("data", "experiments")
-_NANO_SCORES = files("gptoss_lite").joinpath("data", "gpt-oss-nano", "scores.json")
+_NANO = files("gptoss_lite").joinpath("data", "gpt-oss-nano")
 HARMONY_IDS = Path(__file__).with_name("data") / "references" / "harmony.json"
 
 
@@ -45,45 +45,34 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 def nano_scores() -> dict[str, Any]:
-    """Read what was measured on the bundled model, `gpt-oss-nano`.
+    """Read what the bundled model, `gpt-oss-nano`, can do.
 
     Returns:
         `settings` (date, device, versions, seeds, SHA-256 of the weights), `held_out` (losses),
-        `ablations`, `inside` (sinks and routing), and `tasks`: for each task and effort `n`
-        questions, `accuracy`, `mean_tokens` of a reply, `majority_answer` (the share of the most
-        frequent right answer), an `example` and some `mistakes`.
+        and `tasks`: for each task and effort `n` questions, `accuracy`, `sampled_accuracy`,
+        `mean_tokens` of a reply, `majority_answer` (the share of the most frequent right answer),
+        an `example` and some `mistakes`.
 
     Example:
         >>> sorted(nano_scores()["tasks"]["add"])
         ['high', 'low', 'medium']
     """
-    return json.loads(_NANO_SCORES.read_text(encoding="utf-8"))
+    return json.loads(_NANO.joinpath("scores.json").read_text(encoding="utf-8"))
 
 
-def harmony_ids(name: str = "riddles") -> dict[str, Any]:
-    """Read a conversation together with the ids that OpenAI's library gives it.
-
-    Args:
-        name: "riddles" or "a tool call and an answer".
+def nano_analysis() -> dict[str, Any]:
+    """Read what was found inside the bundled model, `gpt-oss-nano`.
 
     Returns:
-        `messages` and `options` (what `Tokenizer.render` takes), the `ids` of gpt-oss's
-        vocabulary, `pieces` (the text of each id), and `made_by`.
-
-    Raises:
-        GptOssLiteError: no such conversation.
+        `settings`, `sinks` (mean mass of each head), `routing` (load and specialization, layer by
+        layer), `ablations` (losses with a part changed), `recall` (accuracy by distance),
+        `first_fact`, and `precision` (losses of three number formats).
 
     Example:
-        >>> riddles = harmony_ids()
-        >>> riddles["pieces"][:3], riddles["ids"][:3]
-        (['<|start|>', 'system', '<|message|>'], [200006, 17360, 200008])
+        >>> len(nano_analysis()["routing"])
+        4
     """
-    record = json.loads(HARMONY_IDS.read_text(encoding="utf-8"))
-    for case in record["cases"]:
-        if case["name"] == name:
-            return {"made_by": record["made_by"], **case}
-    names = [case["name"] for case in record["cases"]]
-    raise GptOssLiteError(f"No conversation {name!r} is stored. Stored: {names}.")
+    return json.loads(_NANO.joinpath("analysis.json").read_text(encoding="utf-8"))
 
 
 def arm(record: Mapping[str, Any], name: str) -> dict[str, Any]:
