@@ -211,6 +211,7 @@ def test_nothing_is_inaccessible(page: Watched, tmp_path: Path, scheme: str, siz
     page.open(book_page(tmp_path, mxfp4(), rope(), mxfp4(torch.ones(32), "<img src=x>")), n=3)
     for summary in page.page.get_by_text("Show as table").all():
         summary.click()
+    page.settle()
     assert page.page.evaluate("document.documentElement.scrollWidth") <= size[0]
     assert page.page.locator("img").count() == 0
     boxes = page.page.locator("input, select, button, summary").evaluate_all(

@@ -22,6 +22,7 @@ def cells(page: Watched, n: int) -> list[list[list[str]]]:
     """Open the tables of n views on a page; return their rows."""
     for summary in page.page.get_by_text("Show as table").all():
         summary.click()
+    page.settle()
     tables = page.page.locator("tbody").all()
     assert len(tables) == n
     read = "node => [...node.rows].map(row => [...row.cells].map(cell => cell.textContent))"
@@ -147,6 +148,7 @@ def test_both_are_accessible_and_fit_a_phone(page: Watched, tmp_path: Path):
         page.open(path, n=len(views))
         for summary in page.page.get_by_text("Show as table").all():
             summary.click()
+        page.settle()
         assert chromium.violations(page.page) == []
     assert page.page.locator("img").count() == 0
     assert bad in page.status(2)

@@ -182,6 +182,7 @@ def test_letters_stay_inside(page: Watched, any_saved: Path, any_view: PageWidge
 def test_hostile_tokens_are_only_text(page: Watched, saved: Path, view: PageWidget):
     page.open(saved)
     page.page.get_by_text("Show as table").click()
+    page.settle()  # the table is made when it is asked for
     assert page.page.locator("table").count() == 2
     inside = page.page.evaluate(
         """() => [...document.querySelector('.gl-widget-live > div').shadowRoot
@@ -238,6 +239,7 @@ def test_no_sideways_scrolling_and_targets_of_24_pixels(
     page.page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
     page.open(any_saved)
     page.page.get_by_text("Show as table").click()
+    page.settle()
     assert page.page.evaluate("document.documentElement.scrollWidth") <= size[0]
     boxes = page.page.locator("input, select, button, summary, [role=button]").evaluate_all(
         "nodes => nodes.map(node => node.getBoundingClientRect()).map(r => [r.width, r.height])"
@@ -268,6 +270,7 @@ def test_no_accessibility_violations(
     page.open(book_page(tmp_path, *views), n=len(views))
     for summary in page.page.get_by_text("Show as table").all():
         summary.click()
+    page.settle()
     assert chromium.violations(page.page) == []
 
 
