@@ -75,6 +75,32 @@ def nano_analysis() -> dict[str, Any]:
     return json.loads(_NANO.joinpath("analysis.json").read_text(encoding="utf-8"))
 
 
+def harmony_ids(name: str = "riddles") -> dict[str, Any]:
+    """Read a conversation together with the ids that OpenAI's library gives it.
+
+    Args:
+        name: "riddles" or "a tool call and an answer".
+
+    Returns:
+        `messages` and `options` (what `Tokenizer.render` takes), the `ids` of gpt-oss's
+        vocabulary, `pieces` (the text of each id), and `made_by`.
+
+    Raises:
+        GptOssLiteError: no such conversation.
+
+    Example:
+        >>> riddles = harmony_ids()
+        >>> riddles["pieces"][:3], riddles["ids"][:3]
+        (['<|start|>', 'system', '<|message|>'], [200006, 17360, 200008])
+    """
+    record = json.loads(HARMONY_IDS.read_text(encoding="utf-8"))
+    for case in record["cases"]:
+        if case["name"] == name:
+            return {"made_by": record["made_by"], **case}
+    names = [case["name"] for case in record["cases"]]
+    raise GptOssLiteError(f"No conversation {name!r} is stored. Stored: {names}.")
+
+
 def arm(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return one arm of a record by its name.
 
