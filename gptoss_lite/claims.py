@@ -28,7 +28,6 @@ VERDICTS = {
     "wrong as stated": "the source or a calculation says something else",
     "opinion": "nothing to check",
 }
-OUTLOOK = "outlook"  # in place of a chapter: decided on the ledger's page
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Claim:
     """One claim and its verdict."""
 
     id: str  # "C01" to "C41"
-    chapter: str  # "00" to "15", or "outlook"
+    chapter: str  # "00" to "15"
     claim: str
     verdict: str  # a key of VERDICTS
     finding: str  # with its numbers filled in

@@ -79,11 +79,7 @@ def _label(claim: claims.Claim) -> str:
 
 
 def _place(claim: claims.Claim, chapters: dict[str, str]) -> str:
-    if claim.chapter == claims.OUTLOOK:
-        return "this page"
-    if claim.chapter in chapters:
-        return f"[chapter {claim.chapter}]({chapters[claim.chapter]})"
-    return f"chapter {claim.chapter}, still to come"
+    return f"[chapter {claim.chapter}]({chapters[claim.chapter]})"
 
 
 def main(arguments: list[str]) -> int:
