@@ -1,8 +1,9 @@
-"""Write the model card of `gpt-oss-nano`: every number in it comes from a record.
+"""Write the model card of `gpt-oss-nano`: its numbers come from records, but for the past's.
 
     python experiments/card_nano.py --folder gptoss_lite/data/gpt-oss-nano
 
-The folder must hold scores.json, analysis.json, quantized_training.json and training_log.csv.
+The folder must hold scores.json, analysis.json, quantized_training.json and training_log.csv. What
+was tried before the shipped run left no record beside it: `HISTORY` is written by hand.
 """
 
 import argparse
