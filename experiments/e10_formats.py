@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from experiments.small import BASE, STEPS, Arm, Experiment, train_once
 from gptoss_lite import mxfp4
 from gptoss_lite.config import ModelConfig
+from gptoss_lite.linear import Linear
 from gptoss_lite.model import Transformer
 from gptoss_lite.train import Result, train
 
@@ -116,7 +117,7 @@ def start_straight_through(config: ModelConfig, seed: int, steps: int) -> Transf
     """Return the trained model, which from now on computes with all matrices in MXFP4."""
     model = start_trained(config, seed, steps)
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, Linear | nn.Embedding):
             parametrize.register_parametrization(module, "weight", StraightThrough())
     return model
 

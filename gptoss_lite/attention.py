@@ -11,6 +11,7 @@ from gptoss_lite.cache import FullCache, SlidingCache
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.dispatch import Op
 from gptoss_lite.errors import ShapeError
+from gptoss_lite.linear import Linear
 from gptoss_lite.norm import NORMS
 from gptoss_lite.positions import rotate
 from gptoss_lite.trace import tap
@@ -107,10 +108,10 @@ class Attention(nn.Module):
         q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.head_dim = config.head_dim
         self.window = config.window(layer)
-        self.q = nn.Linear(config.d_model, q_width, bias=config.attn_bias)
-        self.k = nn.Linear(config.d_model, kv_width, bias=config.attn_bias)
-        self.v = nn.Linear(config.d_model, kv_width, bias=config.attn_bias)
-        self.o = nn.Linear(q_width, config.d_model, bias=config.attn_bias)
+        self.q = Linear(config.d_model, q_width, bias=config.attn_bias)
+        self.k = Linear(config.d_model, kv_width, bias=config.attn_bias)
+        self.v = Linear(config.d_model, kv_width, bias=config.attn_bias)
+        self.o = Linear(q_width, config.d_model, bias=config.attn_bias)
         head_norm = NORMS[config.norm] if config.qk_norm else lambda size, eps: nn.Identity()
         self.q_norm = head_norm(config.head_dim, config.norm_eps)
         self.k_norm = head_norm(config.head_dim, config.norm_eps)

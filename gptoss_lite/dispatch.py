@@ -1,6 +1,7 @@
 """One operation, several ways to compute it: the plain one is the specification."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any
 
@@ -10,11 +11,29 @@ _OPS: dict[str, "Op"] = {}
 _FORCED: str | None = None
 
 
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Object to nothing."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A faster version, and three questions; each is answered by None or by a sentence."""
+
+    function: Callable[..., Any]
+    why_not: Callable[..., str | None]  # can this call not be computed? receives its arguments
+    missing: Callable[[], str | None]  # what does this machine lack?
+    too_small: Callable[..., str | None]  # would this call gain nothing? receives its arguments
+
+    def refusal(self, *args: Any, **kwargs: Any) -> str | None:
+        """Say why this call cannot be computed here, or None."""
+        return self.missing() or self.why_not(*args, **kwargs)
+
+
 class Op:
     """A function with registered faster versions of the same signature.
 
-    Calling it runs the first backend that can run here, else the plain function. `why_not`
-    receives the call's arguments and returns None, or the sentence why this backend cannot.
+    Calling it runs the first backend that can run here, else the plain function. See `Backend`
+    for what a backend may be asked.
 
     Example:
         >>> @Op
@@ -30,15 +49,30 @@ class Op:
 
     def __init__(self, plain: Callable[..., Any]) -> None:
         self.plain = plain
-        self.fast: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] = {}
+        self.fast: dict[str, Backend] = {}
         update_wrapper(self, plain)
         _OPS[plain.__name__] = self
 
-    def backend(self, name: str, why_not: Callable[..., str | None]) -> Callable[..., Any]:
-        """Register a faster version under a name; later ones are tried later."""
+    def backend(
+        self,
+        name: str,
+        why_not: Callable[..., str | None] = _nothing,
+        *,
+        missing: Callable[[], str | None] = _nothing,
+        too_small: Callable[..., str | None] = _nothing,
+    ) -> Callable[..., Any]:
+        """Register a faster version under a name; later ones are tried later.
+
+        Args:
+            name: the same for all operations of one family.
+            why_not: receives the call's arguments; says why they cannot be computed.
+            missing: says what this machine lacks. Asked often, so it must be quick.
+            too_small: receives the call's arguments; says why it is not worth it. Not asked when
+                `use_backend` forces this backend.
+        """
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            self.fast[name] = (function, why_not)
+            self.fast[name] = Backend(function, why_not, missing, too_small)
             return function
 
         return register
@@ -47,12 +81,12 @@ class Op:
         """Compute with the first backend that can, or with the one that `use_backend` forced."""
         if _FORCED == "plain":
             return self.plain(*args, **kwargs)
-        for name, (function, why_not) in self.fast.items():
+        for name, backend in self.fast.items():
             if _FORCED not in (None, name):
                 continue
-            reason = why_not(*args, **kwargs)
-            if reason is None:
-                return function(*args, **kwargs)
+            reason = backend.refusal(*args, **kwargs)
+            if reason is None and (_FORCED or backend.too_small(*args, **kwargs) is None):
+                return backend.function(*args, **kwargs)
             if name == _FORCED:
                 raise BackendError(
                     f"Backend {name!r} cannot run {self.plain.__name__}: {reason}. "
@@ -81,8 +115,9 @@ def backends() -> list[tuple[str, str, str]]:
     """List (operation, backend, state) for every way of computing every operation."""
     rows = []
     for op_name, op in sorted(_OPS.items()):
-        for name in op.fast:
-            allowed = _FORCED in (None, name)
-            rows.append((op_name, name, "tried first" if allowed else f"off: {_FORCED} is forced"))
+        for name, backend in op.fast.items():
+            off = None if _FORCED in (None, name) else f"{_FORCED} is forced"
+            reason = off or backend.missing()
+            rows.append((op_name, name, f"off: {reason}" if reason else "tried first"))
         rows.append((op_name, "plain", "the specification"))
     return rows

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gptoss_lite.config import ModelConfig
+from gptoss_lite.linear import Linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -64,8 +65,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation, n_in = activation(config)
-        self.up = nn.Linear(config.d_model, n_in * config.d_ff, bias=config.ffn_bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.ffn_bias)
+        self.up = Linear(config.d_model, n_in * config.d_ff, bias=config.ffn_bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.ffn_bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Return the MLP's contribution to the residual stream."""

@@ -13,6 +13,7 @@ from gptoss_lite.cache import FullCache, KVCache, SlidingCache
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.errors import ShapeError
 from gptoss_lite.ffn import FeedForward
+from gptoss_lite.linear import Linear
 from gptoss_lite.moe import MixtureOfExperts
 from gptoss_lite.norm import NORMS
 from gptoss_lite.positions import POSITIONS, Rotation
@@ -71,7 +72,7 @@ class Transformer(nn.Module):
         blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.blocks: Sequence[Block] = blocks  # pyright: ignore[reportAttributeAccessIssue]
         self.norm = NORMS[config.norm](config.d_model, config.norm_eps)
-        self.unembed = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.unembed = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:
             self.unembed.weight = self.embed.weight
         self._initialise()

@@ -9,7 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptoss_lite.config import ModelConfig
+from gptoss_lite.dispatch import Op
 from gptoss_lite.ffn import Activation, activation
+from gptoss_lite.linear import Linear
 from gptoss_lite.trace import tap
 
 
@@ -69,6 +71,7 @@ class ExpertLinear(nn.Module):
         return self.weight.to(dtype).unbind(0)
 
 
+@Op
 def apply_experts(
     x: Float[Tensor, "N D"],
     weights: Float[Tensor, "N A"],
@@ -106,7 +109,7 @@ class MixtureOfExperts(nn.Module):
         n_experts, bias = config.moe.n_experts, config.ffn_bias
         self.n_active = config.moe.n_active
         self.activation, n_in = activation(config)
-        self.router = nn.Linear(config.d_model, n_experts, bias=config.moe.router_bias)
+        self.router = Linear(config.d_model, n_experts, bias=config.moe.router_bias)
         # Loading may put packed layers here.
         self.up: Experts = ExpertLinear(n_experts, config.d_model, n_in * config.d_ff, bias)
         self.down: Experts = ExpertLinear(n_experts, config.d_ff, config.d_model, bias)
