@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import random
 import re
 import sys
 from itertools import chain
@@ -251,6 +252,31 @@ def test_planted_slips_carry_no_loss():
     assert slips > 20
 
 
+def test_definitions_come_without_examples_and_license(tmp_path, monkeypatch):
+    file = tmp_path / "data.noun"
+    file.write_text(
+        "  1 This software and database is being provided to you, the LICENSEE, by  \n"
+        "00005930 03 n 01 dwarf 0 001 @ 00004475 n 0000 | a plant or animal that is atypically "
+        'small; "a dwarf tree"  \n'
+        "00003553 03 n 02 living_thing 0 unit 0 000 | two words in one entry, so it is left out  \n"
+        "00006269 03 n 01 life 0 000 | too short  \n"
+    )
+    monkeypatch.setattr(nano_world, "WORDNET", file)
+    nano_world.glosses.cache_clear()
+    try:
+        assert nano_world.glosses() == ("dwarf: a plant or animal that is atypically small",)
+    finally:
+        nano_world.glosses.cache_clear()
+
+
+def test_missing_prose_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(nano_world, "WORDNET", tmp_path / "nowhere")
+    nano_world.glosses.cache_clear()
+    with pytest.raises(FileNotFoundError, match="apt install wordnet-base"):
+        nano_world.prose_document(random.Random(0), "gloss", held_out=True)
+    nano_world.glosses.cache_clear()
+
+
 # --- tokenizer and trainer -----------------------------------------------------------------------
 
 
@@ -274,6 +300,21 @@ def test_data_of_a_step_depends_on_seed_and_step_alone(bpe):
     train_nano.step_batches(bpe, train_nano.SMOKE, 30)
     assert train_nano.step_batches(bpe, train_nano.SMOKE, 9) == batches
     assert len(batches) == train_nano.SMOKE.micro_batches
+
+
+def test_the_rate_runs_through_two_cycles():
+    recipe = train_nano.Recipe(400, cycle=300, warmup=10, peak_lr=1.0, decay_share=0.5)
+    rates = [recipe.rate(step) for step in range(400)]
+    assert rates[0] == rates[300] == 0.1
+    assert set(rates[9:151]) == set(rates[309:351]) == {1.0}
+    assert 0 < rates[299] < 0.01
+    assert 0 < rates[399] < 0.03
+    assert rates[150:300] == sorted(rates[150:300], reverse=True)
+    assert recipe.stage(299) == nano_world.CHAT
+    assert recipe.stage(300) == nano_world.LATE
+    # a run no longer than the first cycle is that cycle alone
+    short = train_nano.Recipe(100, cycle=300, warmup=10)
+    assert short.rate(99) < short.rate(50) == short.peak_lr
 
 
 def test_fast_training_parts_equal_the_package_parts():
