@@ -96,6 +96,24 @@ def weight_bytes(
     return int(rest * dense_bits / 8) + int(expert_weights * expert_bits / 8)
 
 
+def expert_bytes(config: ModelConfig) -> int:
+    """Count the bytes of one expert as the files hold it: its matrices and its biases.
+
+    Raises:
+        ConfigError: a model without experts.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> expert_bytes(PRESETS["gpt-oss-20b"])
+        13236480
+    """
+    if config.moe is None:
+        raise ConfigError("This model has no experts: moe is None.")
+    table, n = parameter_table(config), config.n_layers * config.moe.n_experts
+    weights, biases = table["expert_weights"] // n, table["expert_biases"] // n
+    return int(weights * _bits(config.expert_dtype) / 8) + int(biases * _bits(config.dtype) / 8)
+
+
 def _bits(dtype: str) -> float:
     if dtype not in BITS:
         raise ConfigError(f"dtype {dtype!r} has no known width here. Use one of {sorted(BITS)}.")
@@ -136,6 +154,56 @@ def kv_bytes(
     return batch * held * per_token
 
 
+def step_bytes(
+    config: ModelConfig,
+    context_tokens: int = 0,
+    *,
+    batch: int = 1,
+    dense: str | None = None,
+    experts: str | None = None,
+) -> dict[str, int]:
+    """Count the bytes that one decoding step reads: each weight it uses once, and the cache.
+
+    A batch shares every dense matrix. Its tokens are taken to choose their experts evenly and
+    without regard to each other, so that E * (1 - (1 - A / E) ** batch) different ones are read.
+
+    Args:
+        config: the model.
+        context_tokens: tokens in the cache of each sequence.
+        batch: sequences that are decoded together, one token each.
+        dense: dtype of all but expert matrices, and of the cache; the published one if None.
+        experts: dtype of the expert matrices; the published one if None.
+
+    Returns:
+        Keys: experts, attention, unembedding, other (norms, router, biases), cache. Of the
+        embedding and position tables a token reads a row, which is not counted.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> read = step_bytes(PRESETS["gpt-oss-20b"], 1_024)
+        >>> round(read["experts"] / 1e9, 2), round(sum(read.values()) / 1e9, 2)
+        (1.27, 3.74)
+    """
+    if batch < 1:
+        raise ConfigError(f"batch={batch} must be at least 1.")
+    table = parameter_table(config)
+    dense_bits, expert_bits = _bits(dense or config.dtype), _bits(experts or config.expert_dtype)
+    share = 1.0
+    if config.moe:
+        share = 1 - (1 - config.moe.n_active / config.moe.n_experts) ** batch
+    weights, biases = (table.get(f"expert_{part}", 0) for part in ("weights", "biases"))
+    dense_mlp = table.get("ffn_weights", 0) + table.get("ffn_biases", 0)
+    bits = {
+        "experts": share * (weights * expert_bits + biases * dense_bits) + dense_mlp * dense_bits,
+        "attention": table["attention"] * dense_bits,
+        "unembedding": table["embedding" if config.tied else "unembedding"] * dense_bits,
+        "other": (table["norms"] + table["router"]) * dense_bits,
+    }
+    read = {part: int(n / 8) for part, n in bits.items()}
+    cache = kv_bytes(config, context_tokens, batch=batch, dtype=dense or config.dtype)
+    return read | {"cache": cache}
+
+
 def flops(config: ModelConfig, context_tokens: int = 0) -> int:
     """Count the floating-point operations of one new token's forward pass.
 
@@ -167,6 +235,35 @@ def attention_flops(config: ModelConfig, context_tokens: int) -> int:
         seen = min(context_tokens, config.window(layer) or context_tokens)
         total += 4 * config.n_heads * config.head_dim * seen
     return total
+
+
+def step_limit(
+    config: ModelConfig,
+    bandwidth: float,
+    flops_per_s: float,
+    *,
+    batch: int = 1,
+    context_tokens: int = 1_024,
+) -> float:
+    """Return the most tokens/s that decoding `batch` sequences together can give.
+
+    A step takes at least the longer of two times: reading its bytes, and its arithmetic.
+
+    Args:
+        config: the model.
+        bandwidth: bytes per second that the memory delivers.
+        flops_per_s: operations per second that large matrix products reach.
+        batch: sequences decoded together.
+        context_tokens: tokens in the cache of each.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> round(step_limit(PRESETS["gpt-oss-20b"], 34e9, 412e9), 1)
+        9.1
+    """
+    read_s = sum(step_bytes(config, context_tokens, batch=batch).values()) / bandwidth
+    compute_s = batch * flops(config, context_tokens) / flops_per_s
+    return batch / max(read_s, compute_s)
 
 
 @dataclass(frozen=True)

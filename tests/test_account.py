@@ -253,6 +253,48 @@ def test_weight_bytes_are_those_of_a_packed_model() -> None:
 # --- fit -----------------------------------------------------------------------------------------
 
 
+def test_a_step_of_20b_reads_these_bytes() -> None:
+    """3.70 GB of weights: attention 1.275, experts 1.27, unembedding 1.158."""
+    read = account.step_bytes(PRESETS["gpt-oss-20b"], 1_024)
+    assert read["attention"] == pytest.approx(1.275e9, rel=1e-3)
+    assert read["experts"] == pytest.approx(1.271e9, rel=1e-3)
+    assert read["unembedding"] == 201_088 * 2_880 * 2
+    assert read["cache"] == account.kv_bytes(PRESETS["gpt-oss-20b"], 1_024)
+    assert sum(read.values()) - read["cache"] == pytest.approx(3.71e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_step_reads_the_active_parameters(name: str) -> None:
+    """At one width for everything, the bytes are those of the active parameters."""
+    config = PRESETS[name]
+    read = account.step_bytes(config, dense="float32", experts="float32")
+    assert sum(read.values()) == pytest.approx(4 * account.parameters(config, active=True))
+
+
+def test_a_batch_shares_dense_matrices_and_some_experts() -> None:
+    config = PRESETS["gpt-oss-20b"]
+    one, two, many = (account.step_bytes(config, 100, batch=b) for b in (1, 2, 1_000))
+    assert two["attention"] == one["attention"]
+    assert two["experts"] == pytest.approx(one["experts"] * 7.5 / 4)
+    assert two["cache"] == 2 * one["cache"]
+    assert many["experts"] == pytest.approx(one["experts"] * 32 / 4)
+    with pytest.raises(ConfigError, match="batch=0 must be at least 1"):
+        account.step_bytes(config, batch=0)
+
+
+def test_the_limit_is_the_slower_of_reading_and_computing() -> None:
+    config = PRESETS["gpt-oss-20b"]
+    read = sum(account.step_bytes(config, 1_024).values())
+    assert account.step_limit(config, 3e12, 1e18) == pytest.approx(3e12 / read)
+    assert account.step_limit(config, 1e18, 8e14) == pytest.approx(
+        8e14 / account.flops(config, 1_024)
+    )
+    # at batch 1024 arithmetic is the limit, and two sequences share what they read
+    assert account.step_limit(config, 3e12, 8e14, batch=1_024) < 8e14 / account.flops(config)
+    one, two = (account.step_limit(config, 34e9, 1e15, batch=b) for b in (1, 2))
+    assert one < two < 2 * one
+
+
 def test_20b_in_16_gb_holds_this_many_tokens() -> None:
     """47,275 with 1 GiB to spare; half as many without the window, a sixteenth without grouping."""
     fit = account.fit(OSS_20B, 16e9)

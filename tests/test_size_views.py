@@ -189,6 +189,18 @@ def test_the_mask_s_settings_are_checked():
     assert mask(LADDER[0].config).title == "Masks and caches"
 
 
+def test_roofline_marks_where_arithmetic_takes_over() -> None:
+    config = PRESETS["gpt-oss-20b"]
+    machines = {"slow arithmetic": (1e12, 1e13), "slow memory": (1e9, 1e18)}
+    ax = viz.roofline(config, machines, batches=(1, 4, 64))
+    slow, mark, fast = ax.lines
+    ceiling = 1e13 / account.flops(config, 1_024)
+    assert list(slow.get_ydata())[-1] == pytest.approx(ceiling)
+    assert list(mark.get_ydata()) == pytest.approx([ceiling])
+    assert list(fast.get_ydata()) == sorted(fast.get_ydata())
+    plt.close(ax.figure)
+
+
 def test_static_figures_show_the_same():
     models = {name: PRESETS[name] for name in ("gpt-oss-20b", "gpt2")}
     ax = viz.fit(models, 16e9, context_tokens=1_000, experts="bfloat16")

@@ -5,6 +5,7 @@ from gptoss_lite.viz.block import block
 from gptoss_lite.viz.fit import fit
 from gptoss_lite.viz.mask import mask
 from gptoss_lite.viz.mxfp4 import mxfp4
+from gptoss_lite.viz.roofline import roofline
 from gptoss_lite.viz.rope import rope
 from gptoss_lite.viz.routing import expert_load, routing
 from gptoss_lite.viz.sinks import sink_by_head, sink_by_position
@@ -17,6 +18,7 @@ __all__ = [
     "fit",
     "mask",
     "mxfp4",
+    "roofline",
     "rope",
     "routing",
     "sink_by_head",
