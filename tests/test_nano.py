@@ -303,7 +303,9 @@ def test_data_of_a_step_depends_on_seed_and_step_alone(bpe):
 
 
 def test_the_rate_runs_through_two_cycles():
-    recipe = train_nano.Recipe(400, cycle=300, warmup=10, peak_lr=1.0, decay_share=0.5)
+    recipe = train_nano.Recipe(
+        400, easy_steps=50, cycle=300, warmup=10, peak_lr=1.0, decay_share=0.5
+    )
     rates = [recipe.rate(step) for step in range(400)]
     assert rates[0] == rates[300] == 0.1
     assert set(rates[9:151]) == set(rates[309:351]) == {1.0}
