@@ -92,7 +92,10 @@ def weight_bytes(
     table = parameter_table(config)
     expert_weights = table.get("expert_weights", 0)
     rest = sum(table.values()) - expert_weights
-    dense_bits, expert_bits = _bits(dense or config.dtype), _bits(experts or config.expert_dtype)
+    dense_bits, expert_bits = (
+        dtype_bits(dense or config.dtype),
+        dtype_bits(experts or config.expert_dtype),
+    )
     return int(rest * dense_bits / 8) + int(expert_weights * expert_bits / 8)
 
 
@@ -111,10 +114,17 @@ def expert_bytes(config: ModelConfig) -> int:
         raise ConfigError("This model has no experts: moe is None.")
     table, n = parameter_table(config), config.n_layers * config.moe.n_experts
     weights, biases = table["expert_weights"] // n, table["expert_biases"] // n
-    return int(weights * _bits(config.expert_dtype) / 8) + int(biases * _bits(config.dtype) / 8)
+    return int(weights * dtype_bits(config.expert_dtype) / 8) + int(
+        biases * dtype_bits(config.dtype) / 8
+    )
 
 
-def _bits(dtype: str) -> float:
+def dtype_bits(dtype: str) -> float:
+    """Return the width of one number; MXFP4's counts its share of a scale.
+
+    Raises:
+        ConfigError: a dtype without a known width.
+    """
     if dtype not in BITS:
         raise ConfigError(f"dtype {dtype!r} has no known width here. Use one of {sorted(BITS)}.")
     return BITS[dtype]
@@ -150,7 +160,7 @@ def kv_bytes(
     for layer in range(config.n_layers):
         window = config.window(layer) if rolling else None
         held += min(context_tokens, window or context_tokens)
-    per_token = 2 * config.n_kv_heads * config.head_dim * int(_bits(dtype)) // 8
+    per_token = 2 * config.n_kv_heads * config.head_dim * int(dtype_bits(dtype)) // 8
     return batch * held * per_token
 
 
@@ -187,7 +197,10 @@ def step_bytes(
     if batch < 1:
         raise ConfigError(f"batch={batch} must be at least 1.")
     table = parameter_table(config)
-    dense_bits, expert_bits = _bits(dense or config.dtype), _bits(experts or config.expert_dtype)
+    dense_bits, expert_bits = (
+        dtype_bits(dense or config.dtype),
+        dtype_bits(experts or config.expert_dtype),
+    )
     share = 1.0
     if config.moe:
         share = 1 - (1 - config.moe.n_active / config.moe.n_experts) ** batch

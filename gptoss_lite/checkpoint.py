@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,13 @@ WORK_PREFIX = ".saving-"  # of the hidden folder that a checkpoint is written to
 LOAD_SPARE_BYTES = 2**30  # beside the weights: buffers of the load itself and of a first answer
 
 
+Cut = Callable[[str, Tensor], Tensor]  # what a process keeps of a whole tensor, given its name
+
+
+def _whole(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
 # --- load ----------------------------------------------------------------------------------------
 
 
@@ -85,6 +92,23 @@ def load(
         ConfigError: no config.json, or an unknown architecture.
         BackendError: a device that this machine or this torch does not have.
     """
+    options = {"device": device, "dtype": dtype, "experts": experts, "progress": progress}
+    return load_share(source, _whole, **options)
+
+
+def load_share(
+    source: str | Path,
+    cut: Cut,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    experts: str = "packed",
+    progress: bool = True,
+) -> Transformer:
+    """Load a model of which this process keeps a part of each tensor; see `load` and `parallel`.
+
+    The rest of a tensor is not read, as long as the tensor is a view of the file.
+    """
     if experts not in ("packed", "dense"):
         raise CheckpointError(f"experts={experts!r} is unknown. Use 'packed' or 'dense'.")
     target = _device(device)
@@ -100,12 +124,12 @@ def load(
     if wanted not in COMPUTE_DTYPES:
         allowed = ", ".join(map(str, COMPUTE_DTYPES))
         raise CheckpointError(f"A model cannot compute in {wanted}. Use one of {allowed}.")
-    needs = memory_needs(layout, held, target, wanted, experts)
+    needs = memory_needs(layout, held, target, wanted, experts, cut)
     _refuse_if_too_large(folder, target, needs)
     if progress:
         summary = f"{folder.name}: {sum(needs) / 1e9:.2f} GB on {target}, {layout.name}."
         tqdm.write(summary, file=sys.stderr)
-    return _assemble(folder, config, layout, held, target, wanted, experts, progress)
+    return _assemble(folder, config, layout, held, target, wanted, experts, cut, progress)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -180,13 +204,13 @@ def memory_needs(
     device: torch.device,
     dtype: torch.dtype,
     experts: str,
+    cut: Cut = _whole,
 ) -> tuple[int, int]:
     """Predict the bytes of a loaded model: (allocated, mapped from the files)."""
     allocated = mapped = 0
     for part in layout.parts:
-        count = len(part.files) * math.prod(part.shape)
-        if part.span:
-            count = count * part.span[2] // part.shape[part.span[0]]
+        files = [torch.empty(part.shape, dtype=torch.uint8, device="meta")] * len(part.files)
+        count = cut(part.ours, _tensor_of(part, files)).numel()
         if part.dtypes != BYTES:
             count *= dtype.itemsize
         elif experts == "dense":  # two weights a byte of codes, none of scales
@@ -240,9 +264,10 @@ def _assemble(
     device: torch.device,
     dtype: torch.dtype,
     experts: str,
+    cut: Cut,
     progress: bool,
 ) -> Transformer:
-    """Make the model without memory, then put each tensor in its place."""
+    """Make the model without memory, then put each tensor, or what is kept of it, in its place."""
     with torch.device("meta"), _NoInit():
         model = Transformer(config)
     decode = experts == "dense"
@@ -252,15 +277,16 @@ def _assemble(
     parts = {part.ours: part for part in layout.parts}
     for part in tqdm(layout.parts, desc="loading", unit="tensor", disable=not progress):
         if part.dtypes != BYTES:
-            place(model, part.ours, reader.read(part).to(device, dtype))
+            place(model, part.ours, cut(part.ours, reader.read(part)).to(device, dtype))
         elif not decode:
-            place(model, part.ours, reader.read(part).to(device))
+            place(model, part.ours, cut(part.ours, reader.read(part)).to(device))
         elif part.ours.endswith(".blocks"):  # their scales are read along with them
             ours = part.ours.removesuffix(".blocks")
             scales = parts[f"{ours}.scales"]
-            shape = model.get_parameter(f"{ours}.weight").shape
-            dense = torch.empty(shape, device=device, dtype=dtype)
-            _decode_into(dense, reader.read(part), reader.read(scales))
+            pair = [cut(p.ours, reader.read(p)) for p in (part, scales)]
+            _, *matrix = model.get_parameter(f"{ours}.weight").shape
+            dense = torch.empty(len(pair[0]), *matrix, device=device, dtype=dtype)
+            _decode_into(dense, *pair)
             place(model, f"{ours}.weight", dense)
         if decode or not is_mapped(part, held[part.files[0]], device, dtype):
             reader.release(part)
@@ -281,6 +307,13 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _tensor_of(part: Part, files: list[Tensor]) -> Tensor:
+    """Return the model's tensor, given the tensors of the files that hold it."""
+    if part.span:
+        files = [tensor.narrow(*part.span) for tensor in files]
+    return part.read(files)
+
+
 class _Reader:
     """Maps each file once and hands out its tensors, views of the mapping."""
 
@@ -290,10 +323,7 @@ class _Reader:
 
     def read(self, part: Part) -> Tensor:
         """Return the model's tensor of a part."""
-        tensors = [self._view(self.held[name]) for name in part.files]
-        if part.span:
-            tensors = [tensor.narrow(*part.span) for tensor in tensors]
-        return part.read(tensors)
+        return _tensor_of(part, [self._view(self.held[name]) for name in part.files])
 
     def _view(self, info: TensorInfo) -> Tensor:
         try:
@@ -379,8 +409,14 @@ def save_checkpoint(
 
     Raises:
         ConfigError: a mix of parts that no published layout can hold.
-        CheckpointError: a folder with files in it, weights that are not finite, or a full disk.
+        CheckpointError: a folder with files in it, weights that are not finite, a full disk, or a
+            model that several processes share.
     """
+    if model.n_ranks > 1:
+        raise CheckpointError(
+            f"This process holds one of {model.n_ranks} shares of the model. Load it whole, with "
+            "gptoss_lite.load, to save it."
+        )
     folder = Path(folder)
     config_json = model.config.to_original() if original else model.config.to_hf()
     layout = gpt_oss_original(model.config) if original else published_layout(model.config)

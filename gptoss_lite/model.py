@@ -65,6 +65,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.source: Path | None = None  # the folder it was loaded from
+        self.n_ranks = 1  # processes that share its weights, see `parallel`
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = POSITIONS[config.positions](config)
         self.rotation = Rotation(config)
