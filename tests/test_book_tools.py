@@ -30,6 +30,7 @@ def _module(path: str) -> ModuleType:
 
 notebooks = _module("book/tools/notebooks.py")
 check_site = _module("book/tools/check_site.py")
+origin = _module("book/_ext/origin.py")  # the next two import it by name
 extension = _module("book/_ext/gptoss_book.py")
 site = _module("book/_ext/gptoss_site.py")
 
@@ -207,7 +208,7 @@ def test_thebe_scripts_go_in_place():
 
 
 @pytest.mark.parametrize(
-    ("origin", "address"),
+    ("remote", "address"),
     [
         ("git@github.com:Someone/book.git", "https://someone.github.io/book/"),
         ("https://github.com/someone/book\n", "https://someone.github.io/book/"),
@@ -216,8 +217,8 @@ def test_thebe_scripts_go_in_place():
         ("", ""),
     ],
 )
-def test_the_address_of_the_site(origin: str, address: str):
-    assert site.pages_address(origin) == address
+def test_the_address_of_the_site(remote: str, address: str):
+    assert site.pages_address(origin.github_repository(remote)) == address
 
 
 def test_a_description_is_running_text_without_formulas():

@@ -15,10 +15,10 @@ does, hence the packing.
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from origin import this_repository
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -85,18 +85,11 @@ def add_repository(app: Sphinx, config: Config) -> None:
 
     A fork then links to itself, and a copy without an origin shows no dead buttons.
     """
-    asked = subprocess.run(
-        ["git", "config", "--get", "remote.origin.url"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    match = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", asked.stdout.strip())
-    if match is None:
+    repository = this_repository()
+    if not repository:
         return
     config.html_theme_options |= {
-        "repository_url": f"https://github.com/{match[1]}",
+        "repository_url": f"https://github.com/{repository}",
         "repository_branch": "main",
         "use_repository_button": True,
         "use_issues_button": True,

@@ -9,16 +9,15 @@ links, the picture of the card (which must be absolute) and the site map.
 import html
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
 from docutils import nodes
+from origin import this_repository
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
 CARD = "_static/card.png"  # drawn by book/tools/card.py
 CARD_ALT = (
     "Two stacks of parts side by side: GPT-2 of 2019 and gpt-oss of 2025, with a ladder between."
@@ -53,33 +52,25 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def pages_address(origin: str) -> str:
-    """Return the GitHub Pages address of a repository, or nothing if it is elsewhere.
+def pages_address(repository: str) -> str:
+    """Return the GitHub Pages address of "owner/name", or nothing for nothing.
 
     Example:
-        >>> pages_address("git@github.com:someone/book.git")
+        >>> pages_address("someone/book")
         'https://someone.github.io/book/'
-        >>> pages_address("https://example.org/someone/book")
-        ''
+        >>> pages_address("Someone/someone.github.io")
+        'https://someone.github.io/'
     """
-    match = re.search(r"github\.com[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?$", origin.strip())
-    if match is None:
+    if not repository:
         return ""
-    owner, name = match[1].lower(), match[2]
+    owner, name = repository.lower().split("/")
     home = f"https://{owner}.github.io/"
-    return home if name.lower() == f"{owner}.github.io" else f"{home}{name}/"
+    return home if name == f"{owner}.github.io" else f"{home}{repository.split('/')[1]}/"
 
 
 def add_address(app: Sphinx, config: Config) -> None:
     """Learn where the site will stand; Sphinx then adds canonical links."""
-    asked = subprocess.run(
-        ["git", "config", "--get", "remote.origin.url"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    address = os.environ.get("BOOK_URL") or config.html_baseurl or pages_address(asked.stdout)
+    address = os.environ.get("BOOK_URL") or config.html_baseurl or pages_address(this_repository())
     config.html_baseurl = f"{address.rstrip('/')}/" if address else ""
 
 
