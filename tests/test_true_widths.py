@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import gptoss_lite as gl
+from gptoss_lite import synthetic
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.headers import INDEX_NAME, read_folder
 from gptoss_lite.names import gpt_oss, gpt_oss_original
@@ -218,7 +219,7 @@ def test_the_tool_writes_both_layouts(
         total = json.loads((folder / INDEX_NAME).read_text())["metadata"]["total_size"]
         assert total == sum(info.n_bytes for info in held.values())
     else:
-        assert len(json.loads((folder / "config.json").read_text())) == 16
+        assert len(json.loads((folder / "config.json").read_text())) == 16 + 1  # and our mark
         dtypes = json.loads((folder / "dtypes.json").read_text())
         assert dtypes.keys() == held.keys()
         assert set(dtypes.values()) == {"BF16", "FP4", "UE8"}
@@ -267,7 +268,7 @@ def test_what_the_tool_refuses(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2 * 10**9))
         assert said(str(tmp_path / "new"), "--model", "gpt-oss-120b") == (
-            f"{tmp_path / 'new'} would take 65.2 GB and 2.0 GB are free there. Use fewer --layers, "
+            f"{tmp_path / 'new'} would take 65.2 GB and 2.0 GB are free there. Use fewer layers, "
             "or a folder on a larger disk."
         )
     with pytest.raises(SystemExit) as left:
@@ -283,7 +284,7 @@ def test_an_interrupted_write_leaves_nothing(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(write_random_checkpoint, "write_json", interrupt)
+    monkeypatch.setattr(synthetic, "_write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_random_checkpoint.main([str(tmp_path / "random"), "--model", "gpt-oss-nano"])
     assert not list(tmp_path.iterdir())
