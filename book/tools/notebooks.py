@@ -66,7 +66,7 @@ def tidy(notebook: Any) -> Any:
             if "metadata" in output:
                 output.metadata = nbformat.from_dict({})
             data = output.get("data", {})
-            if "data-gl-widget" in data.get("text/html", ""):
+            if "data-gl-" in data.get("text/html", ""):
                 data.pop(WIDGET_VIEW, None)
     return notebook
 
