@@ -1,10 +1,13 @@
 """The KV cache: keys and values of past tokens, so that a new token costs one row of attention."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gptoss_lite.config import ModelConfig
+from gptoss_lite.errors import ShapeError
 
 Pair = tuple[Float[Tensor, "B K S hd"], Float[Tensor, "B K S hd"]]
 
@@ -33,6 +36,22 @@ class FullCache:
             grown[:, :, :, : self.length] = self._buffer[:, :, :, : self.length]
         return grown
 
+    def can_truncate(self, length: int) -> bool:
+        """Can it go back to the first `length` tokens? It holds them all."""
+        return length <= self.length
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self.length = length
+
+    def select(self, rows: Sequence[int]) -> "FullCache":
+        """Return a cache of its own with copies of these rows of the batch."""
+        chosen = FullCache()
+        if self._buffer is not None:
+            chosen._buffer = self._buffer[:, list(rows), :, : self.length]
+            chosen.length = self.length
+        return chosen
+
     @property
     def n_bytes(self) -> int:
         """Bytes of the keys and values held, the buffer's spare room not counted."""
@@ -40,30 +59,76 @@ class FullCache:
 
 
 class SlidingCache:
-    """The last `window` tokens' rotated keys and values; older ones are forgotten."""
+    """The last `window` tokens' rotated keys and values; older ones are forgotten.
 
-    def __init__(self, window: int) -> None:
-        self.window = window
-        self._keys: Tensor | None = None
+    New tokens are written behind the old ones into buffers with room for `window` more. When the
+    room is used up, what is still needed moves to the front of new buffers: once in `window`
+    steps, so that a step costs one write.
+
+    Args:
+        window: number of keys a query sees, itself included.
+        slack: how many older tokens stay, so that as many newer ones can be taken back.
+    """
+
+    def __init__(self, window: int, slack: int = 0) -> None:
+        self.window, self.slack = window, slack
+        self.length = 0  # tokens seen
+        self._held = 0  # of which the newest stand at the front of the buffers
+        self._keys: Tensor | None = None  # [B K capacity hd]
         self._values: Tensor | None = None
 
     def append(self, k: Float[Tensor, "B K T hd"], v: Float[Tensor, "B K T hd"]) -> Pair:
         """Add T new tokens; return them behind the window - 1 tokens that they may still see."""
+        n_new = k.shape[2]
+        end = self._held + n_new
+        start = max(0, self._held - (self.window - 1))
+        self.length += n_new
+        if self._keys is None or self._values is None or end > self._keys.shape[2]:
+            k, v = self._renewed(k, v)
+        else:
+            self._keys[:, :, self._held : end] = k
+            self._values[:, :, self._held : end] = v
+            k, v, self._held = self._keys, self._values, end
+        return k[:, :, start:end], v[:, :, start:end]
+
+    def _renewed(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Move what is kept to new buffers; return all that was held, and the new tokens."""
         if self._keys is not None and self._values is not None:
-            start = max(0, self._keys.shape[2] - (self.window - 1))
-            k = torch.cat((self._keys[:, :, start:], k), dim=2)
-            v = torch.cat((self._values[:, :, start:], v), dim=2)
-        # A copy, or a view of one long prompt would keep the whole of it in memory.
-        self._keys = k[:, :, -self.window :].clone()
-        self._values = v[:, :, -self.window :].clone()
+            k = torch.cat((self._keys[:, :, : self._held], k), dim=2)
+            v = torch.cat((self._values[:, :, : self._held], v), dim=2)
+        kept = self.window + self.slack
+        self._held = min(kept, k.shape[2])
+        batch, heads, _, width = k.shape
+        # Copies, or a view of one long prompt would keep the whole of it in memory.
+        self._keys, self._values = k.new_empty(2, batch, heads, kept + self.window, width)
+        self._keys[:, :, : self._held] = k[:, :, -kept:]
+        self._values[:, :, : self._held] = v[:, :, -kept:]
         return k, v
+
+    def can_truncate(self, length: int) -> bool:
+        """Can it go back to the first `length` tokens, and hold the last window of them?"""
+        n_left = self._held - (self.length - length)
+        return length == 0 or n_left >= min(length, self.window)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self._held = max(0, self._held - (self.length - length))
+        self.length = length
+
+    def select(self, rows: Sequence[int]) -> "SlidingCache":
+        """Return a cache of its own with copies of these rows of the batch."""
+        chosen = SlidingCache(self.window, self.slack)
+        if self._keys is not None and self._values is not None:
+            chosen._keys, chosen._values = self._keys[list(rows)], self._values[list(rows)]
+            chosen.length, chosen._held = self.length, self._held
+        return chosen
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the keys and values held."""
-        if self._keys is None or self._values is None:
+        """Bytes of the window's keys and values; spare room and slack are not counted."""
+        if self._keys is None:
             return 0
-        return self._keys.nbytes + self._values.nbytes
+        return 2 * self._keys[:, :, : min(self._held, self.window)].nbytes
 
 
 class KVCache:
@@ -71,12 +136,52 @@ class KVCache:
 
     Pass the same object to successive calls: `model(prompt, cache)`, then
     `model(next_token, cache)`. It takes memory on first use, on the model's device.
+
+    Args:
+        config: of the model.
+        slack: how many tokens `truncate` can always take back; costs a sliding layer that many
+            tokens of memory. Full layers can go back any way.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, slack: int = 0) -> None:
         windows = [config.window(layer) for layer in range(config.n_layers)]
-        self.layers = [FullCache() if w is None else SlidingCache(w) for w in windows]
+        self.layers = [FullCache() if w is None else SlidingCache(w, slack) for w in windows]
+        self.config, self.slack = config, slack
         self.n_seen = 0  # tokens so far, and so the position of the next one
+        self.ids: list[int] = []  # the tokens themselves, if `generate` reads them, in one row
+
+    def can_truncate(self, length: int) -> bool:
+        """Say whether `truncate(length)` is possible; 0 always is."""
+        return 0 <= length <= self.n_seen and all(x.can_truncate(length) for x in self.layers)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens, as if no later one had been read.
+
+        Raises:
+            ShapeError: more tokens than it has seen, or so far back that a sliding layer no
+                longer holds the window that ended there.
+        """
+        if not self.can_truncate(length):
+            raise ShapeError(
+                f"This cache has seen {self.n_seen:,} tokens and cannot go back to {length:,}: "
+                f"its sliding layers take back {self.slack:,} at least. Make it with "
+                "KVCache(config, slack=...), or truncate(0) and read the text again."
+            )
+        for layer in self.layers:
+            layer.truncate(length)
+        self.n_seen = length
+        del self.ids[length:]
+
+    def select(self, rows: Sequence[int]) -> "KVCache":
+        """Return a cache of its own with copies of these rows of the batch.
+
+        `select([0])` copies a prompt that was read once, for one of several continuations;
+        `select([0, 0, 0])` makes a batch of three; leaving a row out ends it.
+        """
+        chosen = KVCache(self.config, self.slack)
+        chosen.layers = [layer.select(rows) for layer in self.layers]
+        chosen.n_seen, chosen.ids = self.n_seen, list(self.ids) if len(rows) == 1 else []
+        return chosen
 
     @property
     def n_bytes(self) -> int:

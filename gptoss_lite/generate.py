@@ -1,6 +1,7 @@
 """From a prompt to text: sampling, the token-by-token loop, and a one-line chat."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from gptoss_lite.model import Transformer
 from gptoss_lite.tokenizer import load_tokenizer
 
 PREFILL_CHUNK = 512  # prompt tokens read at once: bounds the [H, T, S] scores
+PHRASES = (3, 2)  # tokens that must match before `lookup` guesses; the longer match wins
 
 
 def sample(
@@ -68,12 +70,22 @@ def generate(
     top_p: float | None = None,
     stop: Iterable[int] = (),
     generator: torch.Generator | None = None,
+    cache: KVCache | None = None,
+    lookup: int = 0,
 ) -> Iterator[int]:
     """Continue a prompt, yielding each new token id as soon as it is known.
 
     The prompt is read in chunks into a KV cache; then each step reads one token. The stop id is
     yielded too, so that the caller sees why the text ended. Ends early where the model's context
     is full.
+
+    With `lookup`, a step also reads tokens that are only guessed: where the last few tokens stood
+    in the text before, it guesses that what followed then follows now. The model's own choices
+    decide how many of the guesses stay, so the text is the greedy one. (Reading several tokens at
+    once rounds differently in the last bit. In float32 that shows only where two tokens tie; in
+    bfloat16, whose logits are coarse, near ties are common, and a text can then part from the one
+    without `lookup`, each as good a greedy text.) It pays where texts repeat themselves: copying,
+    editing, code.
 
     Args:
         model: any Transformer, on any device.
@@ -84,24 +96,117 @@ def generate(
         top_p: the nucleus only.
         stop: ids that end the text, such as `tokenizer.stop_ids`.
         generator: seeded random numbers.
+        cache: holds what an earlier call has read and is left with what this one reads, so that
+            the next turn of a conversation reads only what is new. Where the texts part, it goes
+            back; if its slack is too small for that, it starts again.
+        lookup: guess at most this many tokens a step; 0 guesses none. Greedy only.
 
     Raises:
-        ShapeError: an empty or too long prompt, or a sampling setting out of range.
+        ShapeError: an empty or too long prompt, a setting out of range, or a cache of another
+            model, of several rows, or that something else has filled.
+
+    Source:
+        Saxena 2023, "Prompt Lookup Decoding" (`lookup`).
     """
     prompt = [int(i) for i in ids]
     _check_settings(max_new_tokens, temperature, top_k, top_p)
+    _check_lookup(lookup, temperature)
+    cache = KVCache(model.config, slack=lookup) if cache is None else cache
+    _check_cache(cache, model, lookup)
+    room = _room(model, prompt, max_new_tokens)
+
+    def pick(logits: Tensor) -> int:
+        return sample(logits, temperature, top_k, top_p, generator)
+
+    return _loop(model, prompt, room, pick, frozenset(stop), cache, lookup)
+
+
+def generate_batch(
+    model: Transformer,
+    prompts: Iterable[Iterable[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Iterable[int] = (),
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """Continue several prompts side by side and return what `generate` yields for each.
+
+    What all prompts begin with is read once. From there on the rows keep step, so that every row
+    is at the same position and none is padded: one whose prompt is longer goes on reading while
+    another already writes. A row that has ended leaves the batch.
+
+    A step reads each weight once for all rows, whatever their number. So it pays where weights
+    are most of the cost: always in the dense matrices; in the experts only as far as rows share
+    them, for 4 of 32 experts a token mean 13 different ones among 4 rows.
+
+    Args:
+        model: any Transformer, on any device.
+        prompts: token ids of each; the same one several times samples several answers.
+        max_new_tokens: at most this many for each.
+        temperature: see `sample`, as are the next two.
+        top_k: the k most likely only.
+        top_p: the nucleus only.
+        stop: ids that end a row; the last of its tokens, as in `generate`.
+        generator: seeded random numbers, drawn from row by row: a seed repeats the batch, not
+            what `generate` would draw.
+
+    Raises:
+        ShapeError: as `generate` does.
+    """
+    texts = [[int(i) for i in ids] for ids in prompts]
+    _check_settings(max_new_tokens, temperature, top_k, top_p)
+    ends = [len(text) + _room(model, text, max_new_tokens) for text in texts]
+    starts, stop = [len(text) for text in texts], frozenset(stop)
+    if not texts or not max_new_tokens:
+        return [[] for _ in texts]
+    rows, cache = list(range(len(texts))), _shared_start(model, texts)
+
+    def is_open(row: int) -> bool:
+        text = texts[row]
+        return len(text) == starts[row] or (len(text) < ends[row] and text[-1] not in stop)
+
+    while rows:
+        logits = _keep_step(model, [texts[row] for row in rows], cache)
+        for row, scores in zip(rows, logits, strict=True):
+            if len(texts[row]) == cache.n_seen:
+                texts[row].append(sample(scores, temperature, top_k, top_p, generator))
+        left = [place for place, row in enumerate(rows) if is_open(row)]
+        if len(left) < len(rows):
+            rows, cache = [rows[place] for place in left], cache.select(left)
+    return [text[start:] for text, start in zip(texts, starts, strict=True)]
+
+
+def _shared_start(model: Transformer, texts: Sequence[list[int]]) -> KVCache:
+    """Read what all texts begin with once; return a cache with one row for each."""
+    cache, shortest = KVCache(model.config), min(texts, key=len)
+    n_shared = min(_n_shared(shortest[:-1], text) for text in texts)
+    _read(model, shortest[:n_shared], cache)
+    return cache.select([0] * len(texts))
+
+
+@torch.no_grad()
+def _keep_step(
+    model: Transformer, texts: Sequence[list[int]], cache: KVCache
+) -> Float[Tensor, "B V"]:
+    """Read every row on to the end of the shortest; return the logits after each row's last."""
+    seen, limit = cache.n_seen, max(1, PREFILL_CHUNK // len(texts))
+    n_new = min(limit, min(map(len, texts)) - seen)
+    chunk = torch.tensor([text[seen : seen + n_new] for text in texts], device=model.device)
+    return model.unembed(model.hidden(chunk, cache)[:, -1:])[:, -1]
+
+
+def _room(model: Transformer, prompt: list[int], max_new_tokens: int) -> int:
+    """Return how many tokens can be written after a prompt."""
     context = model.config.context
     if not 0 < len(prompt) < context:
         raise ShapeError(
             f"The prompt has {len(prompt):,} tokens; this model reads 1 to {context - 1:,} and "
             "writes after them. Shorten the prompt."
         )
-    room = min(max_new_tokens, context - len(prompt))
-
-    def pick(logits: Tensor) -> int:
-        return sample(logits, temperature, top_k, top_p, generator)
-
-    return _loop(model, prompt, room, pick, frozenset(stop))
+    return min(max_new_tokens, context - len(prompt))
 
 
 def _check_settings(
@@ -117,11 +222,54 @@ def _check_settings(
         raise ShapeError(f"top_p={top_p} must be above 0 and at most 1, or None.")
 
 
+def _check_lookup(lookup: int, temperature: float) -> None:
+    if lookup < 0:
+        raise ShapeError(f"lookup={lookup} cannot be negative.")
+    if lookup and temperature:
+        raise ShapeError(
+            f"lookup={lookup} needs greedy text, but temperature={temperature} draws at random. "
+            "Set one of them to 0."
+        )
+
+
+def _check_cache(cache: KVCache, model: Transformer, lookup: int) -> None:
+    if cache.config != model.config:
+        raise ShapeError("This cache is of another model. Make one with KVCache(model.config).")
+    if cache.n_seen != len(cache.ids):
+        raise ShapeError(
+            f"This cache has seen {cache.n_seen:,} tokens but knows the ids of {len(cache.ids):,}: "
+            "it has several rows, or was filled by calling the model. Give generate() an empty one."
+        )
+    if cache.slack < lookup:
+        raise ShapeError(
+            f"lookup={lookup} must be able to take back {lookup} tokens, this cache {cache.slack}. "
+            f"Make it with KVCache(model.config, slack={lookup})."
+        )
+
+
+def _n_shared(a: Iterable[int], b: Iterable[int]) -> int:
+    """Count the tokens that two texts have in common from their start on."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
 @torch.no_grad()
-def _next_logits(model: Transformer, tokens: list[int], cache: KVCache) -> Float[Tensor, " V"]:
-    """Read tokens into the cache; return the logits after the last one only."""
+def _read(model: Transformer, tokens: list[int], cache: KVCache) -> None:
+    """Read tokens into the cache, in chunks."""
+    for start in range(0, len(tokens), PREFILL_CHUNK):
+        chunk = tokens[start : start + PREFILL_CHUNK]
+        model.hidden(torch.tensor([chunk], device=model.device), cache)
+        cache.ids += chunk
+
+
+@torch.no_grad()
+def _next_logits(
+    model: Transformer, tokens: list[int], cache: KVCache, n_last: int = 1
+) -> Float[Tensor, "n V"]:
+    """Read tokens into the cache; return the logits after each of the last few only."""
     chunk = torch.tensor([tokens], device=model.device)
-    return model.unembed(model.hidden(chunk, cache)[:, -1:])[0, -1]
+    hidden = model.hidden(chunk, cache)
+    cache.ids += tokens
+    return model.unembed(hidden[:, -n_last:])[0]
 
 
 def _loop(
@@ -130,21 +278,68 @@ def _loop(
     room: int,
     pick: Callable[[Tensor], int],
     stop: frozenset[int],
+    cache: KVCache,
+    lookup: int,
 ) -> Iterator[int]:
     if room == 0:
         return
-    cache = KVCache(model.config)
-    *chunks, last = [prompt[i : i + PREFILL_CHUNK] for i in range(0, len(prompt), PREFILL_CHUNK)]
-    for chunk in chunks:
-        with torch.no_grad():
-            model.hidden(torch.tensor([chunk], device=model.device), cache)
-    token = pick(_next_logits(model, last, cache))
-    yield token
-    for _ in range(room - 1):
-        if token in stop:
+    n_kept = _n_shared(cache.ids, prompt[:-1])  # the last one is read anew: its logits are needed
+    cache.truncate(n_kept if cache.can_truncate(n_kept) else 0)
+    unread = prompt[cache.n_seen :]
+    n_last = (len(unread) - 1) % PREFILL_CHUNK + 1
+    _read(model, unread[:-n_last], cache)
+    text, end, phrases = list(prompt), len(prompt) + room, _Phrases()
+    logits, draft = _next_logits(model, unread[-n_last:], cache), []
+    while True:
+        new = _accepted(logits, draft, pick, stop)
+        text += new
+        if draft:
+            cache.truncate(len(text) - 1)  # forget the wrong guesses; the newest is unread
+        yield from new
+        if len(text) == end or new[-1] in stop:
             return
-        token = pick(_next_logits(model, [token], cache))
-        yield token
+        draft = phrases.guess(text, min(lookup, end - len(text) - 1)) if lookup else []
+        logits = _next_logits(model, [new[-1], *draft], cache, 1 + len(draft))
+
+
+def _accepted(
+    logits: Float[Tensor, "n V"],
+    draft: list[int],
+    pick: Callable[[Tensor], int],
+    stop: frozenset[int],
+) -> list[int]:
+    """Return the model's own choices: as long as the draft agrees with them, and one more."""
+    new: list[int] = []
+    for scores, guessed in zip(logits, [*draft, None], strict=True):
+        new.append(pick(scores))
+        if new[-1] != guessed or new[-1] in stop:
+            break
+    return new
+
+
+class _Phrases:
+    """Where each short run of tokens last stood in a growing text, to guess what comes next."""
+
+    def __init__(self) -> None:
+        self._after: dict[tuple[int, ...], int] = {}  # place of the token that followed
+        self._n_known = 0
+
+    def guess(self, text: list[int], n: int) -> list[int]:
+        """Return n tokens that followed the text's last few before, or none.
+
+        Where they reach the end of the text they go on with themselves: after "abcabcab" come
+        "cabcab...".
+        """
+        for place in range(self._n_known, len(text)):
+            for size in PHRASES:
+                if size <= place:
+                    self._after[tuple(text[place - size : place])] = place
+        self._n_known = len(text)
+        for size in PHRASES:
+            if place := self._after.get(tuple(text[-size:])):
+                followed = text[place : place + n]
+                return (followed * (n // len(followed) + 1))[:n]
+        return []
 
 
 def chat(

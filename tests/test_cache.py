@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from gptoss_lite import KVCache, ModelConfig, account
 from gptoss_lite.cache import FullCache, SlidingCache
+from gptoss_lite.errors import ShapeError
 from tests.hostile import GPT2, GPT_OSS, QWEN3, TOLERANCE, hostile, seeded, tokens
 
 CONFIGS = {
@@ -112,12 +113,21 @@ def test_a_sliding_cache_returns_what_the_new_tokens_may_see(
 
 def test_a_sliding_cache_does_not_keep_a_long_prompt_in_memory() -> None:
     """A view of the last keys would hold the storage of all of them."""
-    cache = SlidingCache(4)
+    cache = SlidingCache(4, slack=3)
     cache.append(*pair(1_000))
     held = [x for x in vars(cache).values() if isinstance(x, torch.Tensor)]
-    assert len(held) == 2
-    for tensor in held:
-        assert tensor.untyped_storage().nbytes() == 2 * 3 * 4 * 4 * 4
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+    assert sum(storages.values()) == (4 + 3 + 4) * 2 * 2 * 3 * 4 * 4  # tokens, keys and values
+
+
+def test_a_sliding_cache_moves_what_it_holds_once_in_a_window() -> None:
+    """Not in every step: that would copy the window for each token."""
+    cache, buffers = SlidingCache(16), []
+    for step in range(160):
+        cache.append(*pair(1, step))
+        if not buffers or cache._keys is not buffers[-1]:
+            buffers.append(cache._keys)
+    assert len(buffers) == 1 + (160 - 2 * 16) // 16
 
 
 def test_a_full_cache_takes_at_most_twice_what_it_holds() -> None:
@@ -135,6 +145,105 @@ def test_each_layer_gets_the_cache_of_its_kind(config: ModelConfig) -> None:
     kinds = {"S": SlidingCache, "F": FullCache}
     pattern = (config.layer_pattern * 4)[:4]
     assert [type(layer) for layer in KVCache(config).layers] == [kinds[x] for x in pattern]
+
+
+@given(
+    window=st.integers(1, 9),
+    slack=st.integers(0, 7),
+    steps=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 9)), min_size=1, max_size=9),
+)
+def test_going_back_is_as_if_nothing_had_been_read(
+    window: int, slack: int, steps: list[tuple[int, int]]
+) -> None:
+    """Append, take back up to `slack` tokens or start again, append others: any number of times."""
+    caches, text = (FullCache(), SlidingCache(window, slack)), pair(0)
+    for step, (n_new, n_back) in enumerate(steps):
+        new = pair(n_new, step)
+        start = text[0].shape[2]
+        text = tuple(torch.cat(both, 2) for both in zip(text, new, strict=True))
+        for cache, seen in zip(caches, (start, min(start, window - 1)), strict=True):
+            got = cache.append(*new)
+            for mine, wanted in zip(got, text, strict=True):
+                assert torch.equal(mine, wanted[:, :, start - seen :])
+        length = start + n_new - n_back
+        if length < 0 or (n_back > slack and not caches[1].can_truncate(length)):
+            length = 0
+        for cache in caches:
+            assert cache.can_truncate(length)
+            cache.truncate(length)
+            assert cache.length == length
+        text = tuple(x[:, :, :length] for x in text)
+        assert caches[0].n_bytes == 2 * text[0].nbytes
+        assert caches[1].n_bytes == 2 * text[0][:, :, max(0, length - window) :].nbytes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_that_goes_back_reads_on_as_if_nothing_had_been(name: str) -> None:
+    """Before every piece of the text, up to `slack` wrong tokens are read and taken back."""
+    config, model, slack = CONFIGS[name], MODELS[name], 6
+    ids, wrong = tokens(config, 3, 40), tokens(config, 3, slack, seed=5)
+    cache = KVCache(config, slack)
+    with torch.no_grad():
+        for start in range(40):
+            model(wrong[:, : 1 + start % slack], cache)
+            cache.truncate(start)
+            got = model(ids[:, start : start + 1], cache)
+            assert (got - full_logits(name, 3)[:, start : start + 1]).abs().max() <= TOLERANCE
+            assert cache.n_seen == start + 1
+            n_bytes = account.kv_bytes(config, start + 1, batch=3, dtype="float32")
+            assert cache.n_bytes == n_bytes
+
+
+def test_a_cache_says_when_it_cannot_go_back() -> None:
+    model, cache = MODELS["gpt_oss"], KVCache(GPT_OSS, slack=2)
+    with torch.no_grad():
+        model(tokens(GPT_OSS, 1, 40), cache)  # one piece: no more than the slack is kept
+    for length in (41, 37, -1):
+        assert not cache.can_truncate(length)
+        with pytest.raises(ShapeError) as caught:
+            cache.truncate(length)
+        assert str(caught.value) == (
+            f"This cache has seen 40 tokens and cannot go back to {length}: its sliding layers "
+            "take back 2 at least. Make it with KVCache(config, slack=...), or truncate(0) and "
+            "read the text again."
+        )
+    cache.truncate(38)
+    assert not cache.can_truncate(37)
+    cache.truncate(0)
+    assert cache.n_seen == cache.n_bytes == 0
+
+
+def test_an_interrupted_call_is_undone_by_going_back() -> None:
+    """Some layers have written, the others not; positions did not move."""
+    model, cache = MODELS["gpt_oss"], KVCache(GPT_OSS, slack=3)
+    ids = tokens(GPT_OSS, 1, 40)
+    with torch.no_grad():
+        model(ids[:, :20], cache)
+        for layer in cache.layers[:3]:
+            layer.append(torch.ones(1, 2, 3, 16), torch.ones(1, 2, 3, 16))
+        cache.truncate(20)
+        got = model(ids[:, 20:], cache)
+    assert (got - full_logits("gpt_oss", 1)[:, 20:]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_selected_rows_read_on_like_their_texts_alone(name: str) -> None:
+    """Rows may be left out, repeated and put in another order; the first cache stays as it was."""
+    config, model = CONFIGS[name], MODELS[name]
+    ids, cache = tokens(config, 3, 40), KVCache(config, slack=2)
+    expected = full_logits(name, 3)
+    with torch.no_grad():
+        model(ids[:, :23], cache)
+        for rows in ([2, 0], [1, 1, 1, 0], [0]):
+            chosen = cache.select(rows)
+            for start in (23, 24, 25, 31):
+                end = {25: 31, 31: 40}.get(start, start + 1)
+                got = model(ids[rows][:, start:end], chosen)
+                assert (got - expected[rows][:, start:end]).abs().max() <= TOLERANCE
+            assert chosen.n_bytes == account.kv_bytes(config, 40, batch=len(rows), dtype="float32")
+        assert cache.n_seen == 23
+        got = model(ids[:, 23:], cache)
+    assert (got - expected[:, 23:]).abs().max() <= TOLERANCE
 
 
 def test_two_caches_do_not_share_anything() -> None:
