@@ -181,7 +181,9 @@ def _trace(args: argparse.Namespace) -> None:
     model, tokenizer = _load_both(args)
     prompt = tokenizer.render([{"role": "user", "content": args.prompt}], effort=args.effort)
     reply = list(_tokens(model, tokenizer, prompt, args))
-    path = recording.record(model, tokenizer, prompt + reply).save(args.out)
+    ids = prompt + reply
+    run = recording.record(model, tokenizer, ids, n_prompt=len(prompt), lens=args.lens)
+    path = run.save(args.out)
     print(
         f"{path}: {len(prompt)} prompt and {len(reply)} new tokens, {path.stat().st_size:,} bytes"
     )
@@ -358,6 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add.add_argument("prompt")
     add.add_argument("--out", type=Path, default=Path("trace.safetensors"))
+    add.add_argument("--lens", action="store_true", help="also what each layer would say next")
     _model_options(add)
     _sampling_options(add)
 

@@ -5,24 +5,32 @@ sink logits follows every sink mass, at T values a head instead of T * T.
 """
 
 import datetime
+import importlib.resources
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from gptoss_lite import account
 from gptoss_lite.errors import CheckpointError, ShapeError
 from gptoss_lite.model import Transformer
 from gptoss_lite.tokenizer import Tokenizer
 from gptoss_lite.trace import trace
 
 SCHEMA = 1
+EXAMPLES = ("add", "recall", "story", "long")
+LENS_TOP = 5  # decoded tokens that a logit lens keeps
+LENS_CHUNK = 32  # tokens whose logits are held at a time: 26 MB with gpt-oss's vocabulary
+
+_TRACES = importlib.resources.files("gptoss_lite") / "data" / "traces"
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,12 @@ class Recording:
     """One recorded run.
 
     `arrays`: sink_mass f32 [L H T], lse f32 [L H T], sink f32 [L H], expert_idx u8 [L T A],
-    expert_w f32 [L T A], router_logits f32 [L T E], token_ids i64 [T]. `about`: schema, model
-    sizes, windows, tokens as text, dtype, date, and whether the weights are synthetic.
+    expert_w f32 [L T A], router_logits f32 [L T E], token_ids i64 [T]. With a logit lens, read
+    after each block: lens_id u32 and lens_p f16 [L T 5], the most probable next tokens;
+    lens_rank u32 [L T], the rank of the token that the text goes on with (of the last layer's
+    first choice where the text ends); lens_kl f32 [L T], nats from the last layer's probabilities.
+    `about`: schema, model sizes, windows, tokens as text, where the prompt ends, bytes of one
+    expert, dtype, date, and whether the weights are synthetic.
     """
 
     arrays: dict[str, np.ndarray]
@@ -43,6 +55,12 @@ class Recording:
         part = path.with_name(path.name + ".part")
         save_file(self.arrays, part, metadata={"about": json.dumps(self.about)})
         return part.replace(path)
+
+    def lean(self) -> "Recording":
+        """Leave out what takes much room: the router's logits, and masses that follow from lse."""
+        arrays = {k: a for k, a in self.arrays.items() if k not in ("router_logits", "sink_mass")}
+        arrays["expert_w"] = arrays["expert_w"].astype(np.float16)
+        return replace(self, arrays=arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Recording":
@@ -68,24 +86,61 @@ class Recording:
         return cls(arrays, about)
 
 
-def record(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int]) -> Recording:
+def example(name: str = "add") -> Recording:
+    """Read a conversation with gpt-oss-nano that comes with the package; it has a logit lens.
+
+    Args:
+        name: one of `EXAMPLES`: "add", "recall", "story", or "long", three questions in a row.
+
+    Returns:
+        A recording without `router_logits`. `about` has besides: `messages` and `effort`, and
+        `weights_sha256` of the weights that made it.
+
+    Raises:
+        CheckpointError: no such conversation.
+
+    Example:
+        >>> example("recall").about["model"]
+        'gpt-oss-nano'
+    """
+    if name not in EXAMPLES:
+        raise CheckpointError(f"No conversation {name!r} is stored. Stored: {list(EXAMPLES)}.")
+    lean = Recording.load(Path(str(_TRACES / f"{name}.safetensors")))
+    arrays = dict(lean.arrays)
+    margin = arrays["sink"].astype(np.float64)[..., None] - arrays["lse"]
+    arrays["sink_mass"] = (1 / (1 + np.exp(-margin))).astype(np.float32)
+    arrays["expert_w"] = arrays["expert_w"].astype(np.float32)
+    return replace(lean, arrays=arrays)
+
+
+def record(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    *,
+    n_prompt: int = 0,
+    lens: bool = False,
+) -> Recording:
     """Run the model over a whole text once and keep its sinks and its routing.
 
     Args:
         model: a model with sinks and experts.
         tokenizer: to show the tokens as text.
         ids: prompt and answer together.
+        n_prompt: how many of the ids are the prompt; 0 if there is no such border.
+        lens: also read the residual stream after each block as the output head would.
 
     Raises:
-        ShapeError: a model without sinks or without experts, or no tokens.
+        ShapeError: a model without sinks or without experts, no tokens, or a prompt longer than
+            the text.
     """
+    if not 0 <= n_prompt <= len(ids):
+        raise ShapeError(f"n_prompt={n_prompt} is not within this text of {len(ids)} tokens.")
     if not model.config.sinks or model.config.moe is None:
         raise ShapeError("Only a model with sinks and experts, such as gpt-oss, can be recorded.")
     tokens = torch.tensor([list(ids)], device=model.device)
-    with (
-        torch.no_grad(),
-        trace(model, "sink_mass", "router_logits", "expert_ids", "expert_weights") as t,
-    ):
+    names = ["sink_mass", "router_logits", "expert_ids", "expert_weights", *["resid"] * lens]
+    with torch.no_grad(), trace(model, *names) as t:
         model.hidden(tokens)
     learned = [block.attn.sinks for block in model.blocks if block.attn.sinks is not None]
     sink = torch.stack([sinks.detach().float().cpu() for sinks in learned])
@@ -100,9 +155,49 @@ def record(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int]) -> Reco
         "expert_w": torch.stack(t.per_layer("expert_weights")),
         "token_ids": tokens[0].cpu(),
     }
-    return Recording(
-        {name: _numpy(tensor) for name, tensor in arrays.items()}, _about(model, tokenizer, ids)
-    )
+    about = {**_about(model, tokenizer, ids), "n_prompt": n_prompt}
+    found = {name: _numpy(tensor) for name, tensor in arrays.items()}
+    if lens:
+        found |= _lens(model, t.per_layer("resid"), tokens[0])
+        seen = np.unique(found["lens_id"]).tolist()
+        about["lens_text"] = {str(i): tokenizer.token(i) for i in seen}
+    return Recording(found, about)
+
+
+def _lens(
+    model: Transformer, resid: list[Float[Tensor, "1 T D"]], tokens: Int[Tensor, " T"]
+) -> dict[str, np.ndarray]:
+    """Read the stream after each block through the last norm and the output head."""
+    pieces = [
+        _lens_piece(model, [layer[0, i : i + LENS_CHUNK] for layer in resid], tokens[i + 1 :])
+        for i in range(0, len(tokens), LENS_CHUNK)
+    ]
+    dtypes = {"lens_id": "u4", "lens_p": "f2", "lens_rank": "u4", "lens_kl": "f4"}
+    return {
+        name: np.concatenate([_numpy(piece[name]) for piece in pieces], axis=1).astype(dtype)
+        for name, dtype in dtypes.items()
+    }
+
+
+def _lens_piece(
+    model: Transformer, resid: list[Float[Tensor, "t D"]], following: Int[Tensor, " rest"]
+) -> dict[str, Tensor]:
+    """Read some positions; `following` are the tokens after the first of them."""
+    with torch.no_grad():
+        logits = [model.unembed(model.norm(x.to(model.device)[None]))[0].float() for x in resid]
+    last, n = logits[-1].log_softmax(-1), len(logits[-1])
+    target = logits[-1].argmax(-1)
+    target[: len(following)] = following[:n]  # shorter only where the text ends
+    found: dict[str, list[Tensor]] = {}
+    for layer in logits:
+        p, ids = layer.softmax(-1).topk(min(LENS_TOP, layer.shape[-1]))
+        rank = 1 + (layer > layer.gather(1, target[:, None])).sum(-1)
+        kl = (last.exp() * (last - layer.log_softmax(-1))).sum(-1).clamp(min=0)
+        for name, value in zip(
+            ("lens_p", "lens_id", "lens_rank", "lens_kl"), (p, ids, rank, kl), strict=True
+        ):
+            found.setdefault(name, []).append(value.cpu())
+    return {name: torch.stack(layers) for name, layers in found.items()}
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -123,6 +218,7 @@ def _about(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int]) -> dict
         "n_active": moe.n_active,
         "window": [config.window(layer) for layer in range(config.n_layers)],
         "tokens": [tokenizer.token(i) for i in ids],
+        "expert_bytes": account.expert_bytes(config),
         "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
         "date": datetime.date.today().isoformat(),
     }

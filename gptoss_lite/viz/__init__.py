@@ -3,8 +3,10 @@
 from gptoss_lite.viz.arms import arms, by_length
 from gptoss_lite.viz.block import block
 from gptoss_lite.viz.fit import fit
+from gptoss_lite.viz.lens import lens
 from gptoss_lite.viz.mask import mask
 from gptoss_lite.viz.mxfp4 import mxfp4
+from gptoss_lite.viz.offload import offload
 from gptoss_lite.viz.roofline import roofline
 from gptoss_lite.viz.rope import rope
 from gptoss_lite.viz.routing import expert_load, routing
@@ -16,8 +18,10 @@ __all__ = [
     "by_length",
     "expert_load",
     "fit",
+    "lens",
     "mask",
     "mxfp4",
+    "offload",
     "roofline",
     "rope",
     "routing",

@@ -197,7 +197,7 @@ function strip(ui, tokens, values, selected, pick) {
 // A canvas with a caption. spec: caption(), label(), ramp() -> [low, high], area, draw(g), pick(x, y).
 function plot(ui, spec) {
   const canvas = h("canvas", { role: "img" }), caption = h("figcaption"), { area } = spec;
-  const picked = (event) => event.buttons === 1 && spec.pick(event.offsetX, event.offsetY);
+  const picked = (event) => event.buttons === 1 && spec.pick?.(event.offsetX, event.offsetY);
   canvas.addEventListener("pointerdown", picked);
   canvas.addEventListener("pointermove", picked);
   ui.figures.append(h("figure", { class: spec.half ? "half" : "" }, caption, canvas));
@@ -277,12 +277,46 @@ function scaleEnd(values, share = 1) {
   return [0.05, 0.1, 0.2, 0.4, 0.6, 0.8].find((end) => most <= end) ?? 1;
 }
 
-function ticks(g, { x, y, width, height, columns, stride }) {
+// Numbers under the columns, of which the first is `from`.
+function ticks(g, { x, y, width, height, columns, stride, from = 0 }) {
   const wide = Math.max(1, (55 * columns * stride) / width), unit = 10 ** Math.floor(Math.log10(wide));
   const step = unit * [1, 2, 5, 10].find((m) => m * unit >= wide);
   g.textAlign = "center";
-  for (let i = 0; i < columns * stride - step / 4; i += step)
-    g.fillText(i, x + ((i / stride + 0.5) / columns) * width, y + height + 10);
+  for (let i = Math.ceil(from / step) * step - from; i < columns * stride - (from ? 0 : step / 4); i += step)
+    g.fillText(i + from, x + ((i / stride + 0.5) / columns) * width, y + height + 10);
+}
+
+// --- lines over the columns of an area whose height is `end` ---
+
+const spot = ({ x, y, width, height, columns, end }, i, value) => [x + ((i + 0.5) / columns) * width, y + (1 - value / end) * height];
+
+function levels(ui, g, area) {
+  for (const part of [0, 0.5, 1]) {
+    const y = area.y + (1 - part) * area.height;
+    fill(g, ui.line, area.x, y, area.width, 1);
+    words(g, percent(part * area.end), area.x - 5, y, ui.muted, "right");
+  }
+  ticks(g, area);
+}
+
+function curve(g, area, value, color, dash) {
+  g.beginPath();
+  for (let i = 0; i < area.columns; i++) g.lineTo(...spot(area, i, value(i)));
+  g.strokeStyle = color;
+  g.lineWidth = 1.8;
+  g.setLineDash(dash);
+  g.stroke();
+  g.setLineDash([]);
+}
+
+function dot(ui, g, area, i, value, color = ui.accent) {
+  g.beginPath();
+  g.arc(...spot(area, i, value), 4.5, 0, 7);
+  g.fillStyle = color;
+  g.fill();
+  g.strokeStyle = ui.fg;
+  g.lineWidth = 1.5;
+  g.stroke();
 }
 
 // --- tables and files ---

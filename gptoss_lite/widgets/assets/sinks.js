@@ -126,47 +126,17 @@ function margins(model, rows, T) {
   });
 }
 
-const place = ({ x, y, width, height, columns, end }, i, value) => [x + ((i + 0.5) / columns) * width, y + (1 - value / end) * height];
-
 function axes(ui, g, area, window, value) {
-  g.fillStyle = ui.muted;
-  g.textAlign = "right";
-  for (const part of [0, 0.5, 1]) {
-    const y = area.y + (1 - part) * area.height;
-    g.strokeStyle = ui.line;
-    g.strokeRect(area.x, y, area.width, 0);
-    g.fillText(percent(part * area.end), area.x - 5, y);
-  }
-  ticks(g, area);
+  levels(ui, g, area);
   const full = window === null ? Infinity : (window - 1) / area.stride; // where a window is full for the first time
   if (full > area.columns - 1) return;
-  const [x] = place(area, full, 0), right = full < area.columns / 2;
+  const [x] = spot(area, full, 0), right = full < area.columns / 2;
   g.strokeStyle = ui.muted;
   g.setLineDash([2, 3]);
   g.strokeRect(x, area.y, 0, area.height);
   g.setLineDash([]);
   g.textAlign = right ? "left" : "right";
   g.fillText("window full", x + (right ? 5 : -5), area.y + (value(Math.floor(full)) > area.end / 2 ? 0.92 : 0.08) * area.height);
-}
-
-function curve(g, area, value, color, dash) {
-  g.beginPath();
-  for (let i = 0; i < area.columns; i++) g.lineTo(...place(area, i, value(i)));
-  g.strokeStyle = color;
-  g.lineWidth = 1.8;
-  g.setLineDash(dash);
-  g.stroke();
-  g.setLineDash([]);
-}
-
-function dot(ui, g, area, i, value) {
-  g.beginPath();
-  g.arc(...place(area, i, value), 4.5, 0, 7);
-  g.fillStyle = ui.accent;
-  g.fill();
-  g.strokeStyle = ui.fg;
-  g.lineWidth = 1.5;
-  g.stroke();
 }
 
 export default { render };
