@@ -2,20 +2,27 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import torch
 
-from gptoss_lite import account, bench, hub, parity, recording
+from gptoss_lite import account, bench, hub, parallel, parity, recording
 from gptoss_lite.checkpoint import check_tensors, load, save_checkpoint
 from gptoss_lite.config import ModelConfig
-from gptoss_lite.errors import CheckpointError, ConfigError, GptOssLiteError, TokenizerError
+from gptoss_lite.errors import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    GptOssLiteError,
+    TokenizerError,
+)
 from gptoss_lite.generate import generate
 from gptoss_lite.headers import TensorInfo, read_folder
 from gptoss_lite.model import Transformer
@@ -38,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        status = args.run(args)
+        status = _run_as_rank(args) if parallel.is_launched() else args.run(args)
     except GptOssLiteError as problem:
-        print(f"gptoss-lite: {problem}", file=sys.stderr)
+        if parallel.is_first():
+            print(f"gptoss-lite: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ngptoss-lite: stopped.", file=sys.stderr)
@@ -49,6 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     return status or 0
+
+
+def _run_as_rank(args: argparse.Namespace) -> int | None:
+    """Run a command as one of the processes that torchrun started; only the first one prints."""
+    if args.run is not _generate and not (args.run is _chat and args.question):
+        raise BackendError(
+            "Under torchrun there are `generate`, and `chat` with a question. Run other commands "
+            "in one process."
+        )
+    with Path(os.devnull).open("w") as nowhere:
+        try:
+            parallel.start(args.device)
+            with redirect_stdout(sys.stdout if parallel.is_first() else nowhere):
+                return args.run(args)
+        finally:
+            parallel.stop()
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -226,7 +250,8 @@ def _load(args: argparse.Namespace) -> Transformer:
     config = ModelConfig.from_hf(hub.find(args.model, want="config"))
     if account.parameters(config) < SMALL:
         torch.set_num_threads(1)
-    return load(
+    read = parallel.load if parallel.is_launched() else load
+    return read(
         args.model,
         device=args.device,
         dtype=_dtype(args.dtype),
