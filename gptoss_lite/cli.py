@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from gptoss_lite import account, bench, hub, parallel, parity, recording
 from gptoss_lite.checkpoint import check_tensors, load, save_checkpoint
 from gptoss_lite.config import ModelConfig
+from gptoss_lite.dispatch import use_backend
 from gptoss_lite.errors import (
     BackendError,
     CheckpointError,
@@ -28,6 +30,7 @@ from gptoss_lite.headers import TensorInfo, read_folder
 from gptoss_lite.model import Transformer
 from gptoss_lite.names import choose_layout
 from gptoss_lite.presets import PRESETS
+from gptoss_lite.synthetic import ensure_synthetic, is_synthetic, write_synthetic
 from gptoss_lite.tokenizer import Tokenizer, load_tokenizer
 
 DEFAULT_MODEL = "gpt-oss-nano"
@@ -113,7 +116,8 @@ def _inspect(args: argparse.Namespace) -> None:
     shares = ", ".join(f"{dtype} {size / total:.1%}" for dtype, size in by_dtype.most_common())
     print(f"\n{len(held)} tensors, {total:,} bytes ({account.readable_bytes(total)}): {shares}")
     config = ModelConfig.from_hf(folder)
-    print(f"layout: {choose_layout(config, held).name}")
+    noise = ", random weights: it generates noise" if is_synthetic(folder) else ""
+    print(f"layout: {choose_layout(config, held).name}{noise}")
     print(f"parameters: {account.parameters(config):,}", end="; ")
     print(f"active per token: {account.parameters(config, active=True):,}")
 
@@ -214,21 +218,39 @@ def _trace(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    result = bench.measure(
-        _load(args), prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens
-    )
-    if args.json:
-        print(json.dumps(result.to_dict(), indent=2))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    use_backend(args.backend)
+    try:
+        with _bench_source(args) as args.model:
+            result = bench.measure_source(
+                lambda: _load(args),
+                prompt_tokens=args.prompt_tokens,
+                new_tokens=args.new_tokens,
+                context_tokens=args.context,
+                repeats=args.repeats,
+            )
+    finally:
+        use_backend("auto")
+    text = json.dumps(result.to_dict(), indent=2)
+    if args.json == "-":
+        print(text)
         return
-    print(f"{result.model}, {result.dtype}, on {result.device} ({result.versions})")
-    print(f"prefill  {result.prefill_tokens_per_s:>10,.1f} tokens/s ({args.prompt_tokens} tokens)")
-    print(f"decode   {result.decode_tokens_per_s:>10,.1f} tokens/s ({args.new_tokens} tokens)")
-    limit = result.bandwidth_bytes_per_s / result.bytes_per_token
-    print(
-        f"limit    {limit:>10,.1f} tokens/s: {result.bandwidth_bytes_per_s / 1e9:.1f} GB/s over "
-        f"{result.bytes_per_token / 1e6:,.1f} MB a token; reached {result.share_of_limit:.1%}"
-    )
-    print(f"memory   {result.peak_memory_bytes / 2**30:>10.2f} GiB at most")
+    if args.json:
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
+    print(result)
+
+
+@contextmanager
+def _bench_source(args: argparse.Namespace) -> Iterator[str | Path]:
+    """Give the model to measure: the named one, or random weights that are written first."""
+    if not args.synthetic:
+        yield args.source or args.model
+    elif args.folder:
+        yield ensure_synthetic(args.synthetic, args.folder, layers=args.layers)
+    else:
+        with tempfile.TemporaryDirectory(prefix="gptoss-lite-") as place:
+            yield write_synthetic(args.synthetic, Path(place, args.synthetic), layers=args.layers)
 
 
 def _parity(args: argparse.Namespace) -> int:
@@ -248,7 +270,7 @@ def _load_both(args: argparse.Namespace) -> tuple[Transformer, Tokenizer]:
 
 def _load(args: argparse.Namespace) -> Transformer:
     config = ModelConfig.from_hf(hub.find(args.model, want="config"))
-    if account.parameters(config) < SMALL:
+    if account.parameters(config) < SMALL and not getattr(args, "threads", None):
         torch.set_num_threads(1)
     read = parallel.load if parallel.is_launched() else load
     return read(
@@ -389,10 +411,26 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(add)
     _sampling_options(add)
 
-    add = command("bench", _bench, "measure tokens per second and memory", "bench --json")
-    add.add_argument("--prompt-tokens", type=int, default=128)
-    add.add_argument("--new-tokens", type=int, default=32)
-    add.add_argument("--json", action="store_true")
+    add = command(
+        "bench",
+        _bench,
+        "measure tokens per second, load time and memory",
+        "bench --synthetic gpt-oss-20b --layers 2 --json speed.json",
+    )
+    add.add_argument("source", nargs="?", help="preset, hub id or folder; the same as --model")
+    add.add_argument("--prompt-tokens", type=int, default=128, help="read at once (128)")
+    add.add_argument("--new-tokens", type=int, default=32, help="read one by one (32)")
+    add.add_argument(
+        "--context", type=int, help="tokens in the cache before the new ones (the prompt's)"
+    )
+    add.add_argument("--repeats", type=int, default=3, help="the median counts (3)")
+    add.add_argument("--backend", default="auto", help="auto, plain or a name (auto)")
+    add.add_argument("--threads", type=int, help="of the CPU (all; 1 for small models)")
+    add.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
+    group = add.add_argument_group("random weights, to measure a size without downloading it")
+    group.add_argument("--synthetic", metavar="PRESET", help="gpt-oss-20b, gpt-oss-120b ...")
+    group.add_argument("--layers", type=int, help="fewer than the preset's")
+    group.add_argument("--folder", type=Path, help="keep them here, or find them here")
     _model_options(add)
 
     add = command(

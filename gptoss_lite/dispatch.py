@@ -1,11 +1,13 @@
 """One operation, several ways to compute it: the plain one is the specification."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import update_wrapper
-from typing import Any
+from typing import Any, TypeVar
 
 from gptoss_lite.errors import BackendError
+
+T = TypeVar("T")
 
 _OPS: dict[str, "Op"] = {}
 _FORCED: str | None = None
@@ -109,6 +111,39 @@ def use_backend(name: str) -> None:
     if name not in known:
         raise BackendError(f"No backend {name!r}. Known here: {sorted(known)}.")
     _FORCED = None if name == "auto" else name
+
+
+def ways_taken(run: Callable[[], T]) -> tuple[T, dict[str, list[str]]]:
+    """Run something; return its result, and for each operation the names of what computed it.
+
+    Example:
+        >>> @Op
+        ... def halve(x):
+        ...     return x / 2
+        >>> ways_taken(lambda: halve(3))
+        (1.5, {'halve': ['plain']})
+        >>> _ = _OPS.pop("halve")
+    """
+    taken: dict[str, set[str]] = {}
+
+    def noting(op_name: str, way: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            taken.setdefault(op_name, set()).add(way)
+            return function(*args, **kwargs)
+
+        return noted
+
+    before = {name: (op.plain, dict(op.fast)) for name, op in _OPS.items()}
+    try:
+        for name, op in _OPS.items():
+            op.plain = noting(name, "plain", op.plain)
+            for way, backend in op.fast.items():
+                op.fast[way] = replace(backend, function=noting(name, way, backend.function))
+        result = run()
+    finally:
+        for name, (plain, fast) in before.items():
+            _OPS[name].plain, _OPS[name].fast = plain, fast
+    return result, {name: sorted(ways) for name, ways in sorted(taken.items())}
 
 
 def backends() -> list[tuple[str, str, str]]:

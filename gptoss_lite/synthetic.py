@@ -110,6 +110,17 @@ def write_synthetic(
     return folder
 
 
+def ensure_synthetic(
+    model: str | ModelConfig, folder: str | Path, *, layers: int | None = None
+) -> Path:
+    """Return a folder of random weights of this shape: as found there, or newly written."""
+    folder = Path(folder).expanduser().absolute()
+    _, config = _shortened(model, layers, None)
+    if is_synthetic(folder) and ModelConfig.from_hf(folder) == config:
+        return folder
+    return write_synthetic(model, folder, layers=layers)
+
+
 def is_synthetic(folder: Path) -> bool:
     """Say whether a checkpoint's config.json tells that its weights are random."""
     try:

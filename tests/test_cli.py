@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
-from gptoss_lite import cli, hub, save_checkpoint
-from gptoss_lite.config import MoEConfig
+from gptoss_lite import account, backends, cli, hub, save_checkpoint
+from gptoss_lite.config import ModelConfig, MoEConfig
 from gptoss_lite.errors import ConfigError
 from gptoss_lite.presets import GPT_OSS_NANO
 from tests.hostile import hostile
@@ -158,12 +159,49 @@ def test_trace_writes_a_file_that_says_what_it_holds(capsys, folder, tmp_path):
     assert about["model"] == "tiny"
 
 
+BRIEF = ("--prompt-tokens", 4, "--new-tokens", 3)
+
+
 def test_bench_measures(capsys, folder):
-    words = ("bench", "--model", folder, "--prompt-tokens", 4, "--new-tokens", 3)
-    assert "limit" in run(capsys, *words)[1]
+    words = ("bench", "--model", folder, *BRIEF)
+    text = run(capsys, *words)[1]
+    for row in ("backends", "prefill", "decode", "limit", "load", "memory"):
+        assert f"\n{row} " in text
     result = json.loads(run(capsys, *words, "--json")[1])
     assert 0 < result["share_of_limit"] < 1
     assert result["decode_tokens_per_s"] > 0
+    assert 0 < result["load_s"] < result["first_token_s"]
+    assert len(result["prefill_s"]) == len(result["decode_s"]) == result["repeats"] == 3
+    assert result["backends"].keys() >= {"linear", "apply_experts", "dequantize"}
+
+
+def test_bench_does_as_it_is_told(capsys, folder, tmp_path):
+    threads = torch.get_num_threads()
+    out = tmp_path / "speed.json"
+    settings = ("--context", 40, "--repeats", 1, "--backend", "plain", "--threads", 2)
+    try:
+        status, text, _ = run(capsys, "bench", folder, *BRIEF, *settings, "--json", out)
+    finally:
+        torch.set_num_threads(threads)
+    result = json.loads(out.read_text())
+    assert (status, result["model"] in text) == (0, True)
+    assert (result["context_tokens"], result["repeats"], result["threads"]) == (40, 1, 2)
+    assert {way for ways in result["backends"].values() for way in ways} == {"plain"}
+    config = ModelConfig.from_hf(folder)
+    assert result["bytes_per_token"] == sum(account.step_bytes(config, 43).values())
+    # The next command is not bound by it.
+    assert ("dequantize", "words", "tried first") in backends()
+
+
+def test_bench_of_random_weights(capsys, tmp_path):
+    words = ("bench", "--synthetic", "gpt-oss-nano", "--layers", 1, *BRIEF, "--repeats", 1)
+    kept = tmp_path / "noise"
+    assert json.loads(run(capsys, *words, "--json")[1])["model"] == "gpt-oss-nano"
+    for _ in range(2):  # the second finds what the first wrote
+        assert run(capsys, *words, "--folder", kept, "--json")[0] == 0
+    assert "random weights: it generates noise" in run(capsys, "inspect", kept)[1]
+    status, _, problem = run(capsys, *words, "--folder", kept, "--layers", 2)
+    assert (status, "is not empty" in problem) == (2, True)
 
 
 def test_download_prints_the_folder(capsys, monkeypatch, folder):
@@ -180,6 +218,9 @@ def test_download_prints_the_folder(capsys, monkeypatch, folder):
         (["chat", "hi", "--model", "gpt-oss-nan"], 'did you mean "gpt-oss-nano"?'),
         (["generate", "hi", "--top-k", "0"], "top_k=0 must be at least 1"),
         (["generate", ""], "The prompt has 0 tokens"),
+        (["bench", "--new-tokens", "0"], "new_tokens=0: give at least 1 token to time."),
+        (["bench", "--backend", "magic"], "No backend 'magic'. Known here: ['auto', "),
+        (["bench", "--synthetic", "gpt2"], "gpt2 is not of gpt-oss's shape"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_status_2(capsys, words, sentence):
