@@ -68,9 +68,10 @@ class Op:
         Args:
             name: the same for all operations of one family.
             why_not: receives the call's arguments; says why they cannot be computed.
-            missing: says what this machine lacks. Asked often, so it must be quick.
-            too_small: receives the call's arguments; says why it is not worth it. Not asked when
-                `use_backend` forces this backend.
+            missing: says what this machine lacks. Asked often, so it must be quick from its second
+                call on.
+            too_small: receives the call's arguments; says why it is not worth it. Asked first, and
+                not at all when `use_backend` forces this backend.
         """
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,8 +87,11 @@ class Op:
         for name, backend in self.fast.items():
             if _FORCED not in (None, name):
                 continue
+            # Size first: a tiny model must not be what makes a backend look for a compiler.
+            if not _FORCED and backend.too_small(*args, **kwargs):
+                continue
             reason = backend.refusal(*args, **kwargs)
-            if reason is None and (_FORCED or backend.too_small(*args, **kwargs) is None):
+            if reason is None:
                 return backend.function(*args, **kwargs)
             if name == _FORCED:
                 raise BackendError(

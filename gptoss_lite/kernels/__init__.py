@@ -1,5 +1,5 @@
-"""Faster versions of the plain operations; importing this registers them."""
+"""Faster versions of the plain operations; importing this registers them, the fastest first."""
 
-from gptoss_lite.kernels import words
+from gptoss_lite.kernels import native, words
 
-__all__ = ["words"]
+__all__ = ["native", "words"]
