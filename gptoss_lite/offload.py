@@ -39,12 +39,12 @@ def distances(ids: Integer[np.ndarray, "L T A"], n_experts: int) -> Integer[np.n
         [[[4, 4], [4, 0], [2, 0]]]
     """
     found = np.empty(ids.shape, dtype=np.int64)
-    for layer, tokens in enumerate(ids.tolist()):
-        recent: list[int] = []
-        for t, chosen in enumerate(tokens):
-            place = {expert: i for i, expert in enumerate(recent)}
-            found[layer, t] = [place.get(expert, n_experts) for expert in chosen]
-            recent = chosen + [expert for expert in recent if expert not in chosen]
+    stamp = np.full((len(ids), n_experts), -1)  # when each expert of each layer was used last
+    for t, chosen in enumerate(ids.astype(np.int64).swapaxes(0, 1)):
+        last = np.take_along_axis(stamp, chosen, 1)
+        found[:, t] = (stamp[:, None] > last[..., None]).sum(-1)
+        found[:, t][last < 0] = n_experts
+        np.put_along_axis(stamp, chosen, np.arange(chosen.shape[1], 0, -1) + t * n_experts, 1)
     return found
 
 

@@ -24,7 +24,18 @@ from gptoss_lite.presets import PRESETS
 from gptoss_lite.recording import Recording, record
 from gptoss_lite.viz.block import HEIGHT, WIDTH, places
 from gptoss_lite.viz.block import block as draw_block
-from gptoss_lite.widgets import PageWidget, block, fit, mask, mxfp4, rope, routing, sinks
+from gptoss_lite.widgets import (
+    PageWidget,
+    block,
+    fit,
+    lens,
+    mask,
+    mxfp4,
+    offload,
+    rope,
+    routing,
+    sinks,
+)
 from gptoss_lite.widgets.page import ASSETS, from_bytes, module_source, to_bytes
 from gptoss_lite.widgets.routing_view import WEIGHT_ERROR
 from tests import hostile
@@ -39,7 +50,7 @@ HOSTILE = [
     "=1+1",
     "</div>",
 ]
-RECORDED = {"sinks": sinks, "routing": routing}
+RECORDED = {"sinks": sinks, "routing": routing, "lens": lens, "offload": offload}
 VIEWS = {  # the last of a config or of numbers, not of a recording
     **RECORDED,
     "block": lambda recording: block(step=7),
@@ -69,7 +80,7 @@ def recorded(length: int = 33) -> Recording:
     model = hostile.hostile(hostile.GPT_OSS)
     ids = hostile.tokens(hostile.GPT_OSS, 1, length)[0].tolist()
     with hostile.without_type_checks():
-        return record(model, TokenNames(), ids)
+        return record(model, TokenNames(), ids, n_prompt=length // 2, lens=True)
 
 
 def made_up(L: int, H: int, E: int, A: int, T: int, spread: float = 2.0) -> Recording:
@@ -80,7 +91,12 @@ def made_up(L: int, H: int, E: int, A: int, T: int, spread: float = 2.0) -> Reco
     logits = draw.normal(0, 1, (L, T, E)) + draw.normal(0, 1, (L, 1, E))
     ids = np.argsort(-logits, -1)[..., :A]
     chosen = np.exp(np.take_along_axis(logits, ids, -1))
+    p = draw.dirichlet(np.ones(9), (L, T))
     arrays = {
+        "lens_id": np.argsort(-p, -1)[..., :5].astype(np.uint32),
+        "lens_p": -np.sort(-p, -1)[..., :5].astype(np.float16),
+        "lens_rank": draw.integers(1, 200_000, (L, T)).astype(np.uint32),
+        "lens_kl": draw.exponential(3, (L, T)).astype(np.float32),
         "sink": sink,
         "lse": lse,
         "sink_mass": 1 / (1 + np.exp(lse - sink[..., None])),
@@ -93,6 +109,8 @@ def made_up(L: int, H: int, E: int, A: int, T: int, spread: float = 2.0) -> Reco
         "n_experts": E,
         "window": [None if layer % 2 else 128 for layer in range(L)],
         "tokens": [f" token{i}" for i in range(T)],
+        "lens_text": {str(i): HOSTILE[i % len(HOSTILE)] for i in range(9)},
+        "expert_bytes": 13_236_480,
     }
     return Recording(arrays, about)
 
@@ -459,7 +477,9 @@ def test_large_recordings_are_thinned_and_say_so(L: int, H: int, E: int, T: int)
 
 def test_scripts_stay_small():
     sizes = {path.name: path.stat().st_size for path in ASSETS.iterdir()}
-    assert sum(size for name, size in sizes.items() if name.endswith(".js")) < 72_000
+    assert (
+        sum(size for name, size in sizes.items() if name.endswith(".js")) < 88_000
+    )  # nine views and the kit
     for view in VIEWS:
         assert sizes[f"{view}.js"] < 9_500
 
@@ -473,11 +493,8 @@ def test_selection_is_observed_and_checked(recorded_view: PageWidget):
     view.observe(lambda change: seen.append(change["new"]), "layer")
     view.layer = (view.layer + 1) % 4
     assert seen == [view.layer]
-    for name, value in {
-        "layer": 4,
-        "token": 33,
-        "head" if view.view == "sinks" else "expert": 6,
-    }.items():
+    third = {"sinks": "head", "routing": "expert", "lens": "layer", "offload": "slots"}
+    for name, value in {"layer": 4, "token": 33, third[view.view]: 6}.items():
         with pytest.raises(TraitError, match=f"{name}={value} is not in this recording: 0 to "):
             setattr(view, name, value)
     before = view.html()

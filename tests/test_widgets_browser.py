@@ -11,7 +11,7 @@ import pytest
 from gptoss_lite.anatomy import PARTS, anatomy
 from gptoss_lite.ladder import LADDER
 from gptoss_lite.recording import Recording
-from gptoss_lite.widgets import PageWidget, block, routing, sinks
+from gptoss_lite.widgets import PageWidget, block, lens, offload, routing, sinks
 from gptoss_lite.widgets.page import ASSETS
 from tests import chromium, test_widgets
 from tests.chromium import PHONE
@@ -119,7 +119,8 @@ def test_a_file_is_drawn_and_asks_nobody(page: Watched, saved: Path, view: PageW
 def test_keyboard_moves_the_selection(page: Watched, saved: Path, view: PageWidget):
     page.open(saved)
     before = page.status()
-    for label in ("Layer", "Token", "Head" if view.view == "sinks" else "Follow expert"):
+    third = {"sinks": "Head", "routing": "Follow expert", "lens": "Layer", "offload": "Layer"}
+    for label in ("Layer", "Token", third[view.view]):
         page.press(label, "Home")
         first = page.status()
         page.press(label, "ArrowRight")
@@ -214,9 +215,10 @@ def test_tables_and_files(page: Watched, saved: Path, view: PageWidget):
 
 def test_views_of_one_text_move_together(page: Watched, recording: Recording, tmp_path: Path):
     views = [sinks(recording), routing(recording), sinks(recording, layer=0, head=0)]
-    page.open(book_page(tmp_path, *views), n=3)
+    views += [lens(recording), offload(recording)]
+    page.open(book_page(tmp_path, *views), n=5)
     page.press("Token", "Home", "ArrowRight", "ArrowRight", nth=1)
-    assert all("token 2 " in page.status(i) for i in range(3))
+    assert all("token 2 " in page.status(i) for i in range(5))
     page.press("Layer", "End", nth=0)
     assert "Layer 3" in page.status(0)
     assert "Layer 0" in page.status(2)  # each view keeps its own layer
@@ -267,6 +269,7 @@ def test_no_accessibility_violations(
 ):
     page.page.emulate_media(color_scheme=scheme)
     views = [sinks(recording), routing(recording), sinks(recording), block(step=10), block(step=2)]
+    views += [lens(recording), offload(recording)]
     page.open(book_page(tmp_path, *views), n=len(views))
     for summary in page.page.get_by_text("Show as table").all():
         summary.click()
@@ -398,7 +401,7 @@ def test_motion_is_only_for_those_who_want_it(page: Watched, tmp_path: Path):
 def test_large_recordings_draw_quickly(page: Watched, tmp_path: Path):
     """24 layers x 256 tokens; the limits are several times what a quiet machine needs."""
     recording = test_widgets.made_up(L=24, H=64, E=32, A=4, T=256)
-    for view in (sinks(recording), routing(recording)):
+    for view in (sinks(recording), routing(recording), lens(recording), offload(recording)):
         page.open(view.save(tmp_path / "view.html"))
         times = page.page.evaluate(
             """async () => {

@@ -50,6 +50,7 @@ def printable(token: str) -> str:
         >>> printable(" a" + chr(10))
         '·a↵'
     """
+    token = token.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair
     return token.replace(" ", "·").replace("\n", "↵").replace("\t", "→").replace("$", r"\$")
 
 

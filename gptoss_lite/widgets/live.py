@@ -41,6 +41,7 @@ EDGES = {  # colors of the bar beside a turn; the role is also written
     "final": "#008a64",
     "note": "#808080",
 }
+CLOSE = '<div style="line-height:1.45">'  # a widget's own lines are as high as its buttons
 AS_IT_IS = -1  # the choice "all" of a layer or head, and "nobody" of an expert
 
 
@@ -65,7 +66,7 @@ class Live:
         self.title, self.summary = title, summary
         self.result, self.problem = ipw.HTML(), ipw.HTML()
         bar = ipw.HBox(list(self.controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
-        found = ipw.HTML(_finding(title, summary, rows))
+        found = ipw.HTML(f"{CLOSE}{_finding(title, summary, rows)}</div>")
         self.box = ipw.VBox([found, bar, self.problem, self.result])
 
     def html(self) -> str:
@@ -77,9 +78,9 @@ class Live:
     def show(self, draw: Callable[[], str]) -> None:
         """Show what `draw` returns, or say what went wrong."""
         try:
-            self.result.value, self.problem.value = draw(), ""
+            self.result.value, self.problem.value = f"{CLOSE}{draw()}</div>", ""
         except Exception as problem:  # a widget has no other place to say it
-            self.problem.value = _problem(problem)
+            self.result.value, self.problem.value = "", _problem(problem)
 
     def __repr__(self) -> str:
         return f"{self.title}. {self.summary}"
@@ -163,7 +164,7 @@ def chat(
         "question": ipw.Textarea(question, description="Question", layout=_wide(), **_named()),
         "effort": ipw.Dropdown(options=EFFORTS, value="medium", description="Effort", **_named()),
         "temperature": ipw.FloatSlider(
-            0.0, min=0.0, max=2.0, step=0.1, description="Temperature (0 is greedy)", **_named()
+            0.0, min=0.0, max=2.0, step=0.1, description="Temperature", **_named()
         ),
         "ask": ipw.Button(description="Ask", button_style="primary"),
         "stop": ipw.Button(description="Stop", disabled=True),
@@ -337,7 +338,7 @@ def comparison(found: Comparison, place: str) -> str:
 def answers(found: Answered, questions: Sequence[Question]) -> str:
     """Return as HTML which questions were answered."""
     rows = [
-        [_text(question.text), _text(question.answer), "right" if right else "wrong"]
+        [_text(question.text), _text(question.answer), "right" if right else "<b>wrong</b>"]
         for question, right in zip(questions, found.right, strict=True)
     ]
     share = f"{sum(found.right)} of {len(found.right)} right"
@@ -354,13 +355,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; its cells are HTML already."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in head)
     body = "".join(f"<tr>{''.join(f'<td>{value}</td>' for value in row)}</tr>" for row in rows)
-    style = "border-collapse:separate;border-spacing:14px 2px;line-height:1.45;text-align:left"
+    style = "border-collapse:separate;border-spacing:14px 1px;margin-left:-14px;text-align:left"
     return f'<table style="{style}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _bar(p: float) -> str:
-    width = f"width:{60 * p:.0f}px"
-    style = f"display:inline-block;height:.7em;background:#0a7cc4;margin-right:6px;{width}"
+    fill = f"linear-gradient(#0a7cc4 0 0) 0/{100 * p:.0f}% 100% no-repeat"
+    style = f"display:inline-block;width:60px;height:.7em;margin-right:8px;background:{fill}"
     return f'<span aria-hidden="true" style="{style}"></span>{p:.1%}'
 
 

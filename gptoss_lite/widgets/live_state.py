@@ -336,7 +336,7 @@ class Windows:
         for window in (*sizes, None):
             found = self.ask(window)
             share = f"{sum(found.right)} of {len(found.right)}"
-            name = f"{window} keys" if window else "all keys"
+            name = f"{window} key{'s' * (window > 1)}" if window else "all keys"
             mark = " (as trained)" if window == self.window else ""
             loss = f"{found.loss:.3f}"
             rows.append({"window": name + mark, "right answers": share, "loss on answers": loss})

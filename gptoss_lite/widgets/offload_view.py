@@ -101,7 +101,7 @@ class OffloadView(PageWidget):
         low = self.n_active if name == "slots" else 0
         last = {"layer": self.n_layers - 1, "token": len(self.tokens) - 1, "slots": self.n_experts}
         if not low <= value <= last[name]:
-            raise TraitError(f"{name}={value} is not possible here: {low} to {last[name]}.")
+            raise TraitError(f"{name}={value} is not in this recording: {low} to {last[name]}.")
         return value
 
 
@@ -132,7 +132,7 @@ def offload(recording: Recording | None = None, **selection: Any) -> OffloadView
     first = about.get("n_prompt", 0) if about.get("n_prompt", 0) < shown else 0
     away, shuffled = distances(ids, n_experts), shuffled_hit_rates(ids, n_experts, first).mean(0)
     view = OffloadView(
-        title=f"Experts that do not fit: {origin(about)}",
+        title=f"Offloaded experts of {origin(about)}",
         tokens=about["tokens"][:shown],
         dropped=n_tokens - shown,
         first=first,
@@ -149,7 +149,7 @@ def offload(recording: Recording | None = None, **selection: Any) -> OffloadView
     fetched = view.fetched()[:, first:]
     start = {"layer": int(fetched.sum(1).argmax()), "token": first + int(fetched.sum(0).argmax())}
     view.summary = _summary(view)
-    view.rows = _rows(view, hit_rates(away, n_experts, first).mean(0), shuffled)
+    view.rows = _rows(view, about["model"], hit_rates(away, n_experts, first).mean(0), shuffled)
     for name, value in {**start, **selection}.items():
         setattr(view, name, value)
     return view
@@ -181,14 +181,17 @@ def _summary(view: OffloadView) -> str:
 
 
 def _rows(
-    view: OffloadView, rates: Float[np.ndarray, " N"], shuffled: Float[np.ndarray, " N"]
+    view: OffloadView,
+    name: str,
+    rates: Float[np.ndarray, " N"],
+    shuffled: Float[np.ndarray, " N"],
 ) -> list[dict[str, Any]]:
     """One row for some numbers of slots, then those of gpt-oss-20b."""
-    slots = sorted({view.n_active, view.n_experts, *range(0, view.n_experts, view.n_experts // 8)})
+    slots = sorted(
+        {view.n_active, view.n_experts, *range(0, view.n_experts, max(1, view.n_experts // 8))}
+    )
     rows = [
-        _row(view.title.partition(": ")[2], n, view, rates[i], shuffled[i])
-        for n in slots
-        if (i := n - view.n_active) >= 0
+        _row(name, n, view, rates[i], shuffled[i]) for n in slots if (i := n - view.n_active) >= 0
     ]
     big = _published()
     for n, rate in PUBLISHED_20B.items():

@@ -8,7 +8,7 @@ from traitlets import Bytes, List, TraitError, Unicode, validate
 from traitlets import Enum as Choice
 from traitlets import Int as Whole
 
-from gptoss_lite.recording import Recording
+from gptoss_lite.recording import Recording, example
 from gptoss_lite.widgets.page import (
     PageWidget,
     from_bytes,
@@ -66,17 +66,19 @@ class RoutingView(PageWidget):
         return value
 
 
-def routing(recording: Recording, **selection: Any) -> RoutingView:
+def routing(recording: Recording | None = None, **selection: Any) -> RoutingView:
     """Show which experts each token was sent to, how evenly they work, and what is kept.
 
     Args:
-        recording: one run of a model with experts, from `gptoss_lite.recording.record`.
+        recording: one run of a model with experts, from `gptoss_lite.recording.record`;
+            a conversation that comes with the package if None.
         selection: where to start: `layer`, `token`, `expert`, `color`. By default the layer with
             the busiest expert, and that expert, at the last token.
 
     Raises:
         ShapeError: a recording without routing, or with NaN in it.
     """
+    recording = recording or example()
     arrays, about = recording.arrays, recording.about
     require(arrays, ("expert_idx", "expert_w"))
     n_layers, n_tokens, n_active = arrays["expert_idx"].shape

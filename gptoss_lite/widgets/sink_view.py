@@ -7,7 +7,7 @@ from jaxtyping import Float
 from traitlets import Bool, Bytes, Int, List, TraitError, Unicode, validate
 from traitlets import Float as Number
 
-from gptoss_lite.recording import Recording
+from gptoss_lite.recording import Recording, example
 from gptoss_lite.widgets.page import (
     PageWidget,
     from_bytes,
@@ -80,17 +80,19 @@ class SinkView(PageWidget):
         return value
 
 
-def sinks(recording: Recording, **selection: Any) -> SinkView:
+def sinks(recording: Recording | None = None, **selection: Any) -> SinkView:
     """Show which heads give their attention to the sink, where, and what a shift would change.
 
     Args:
-        recording: one run of a model with sinks, from `gptoss_lite.recording.record`.
+        recording: one run of a model with sinks, from `gptoss_lite.recording.record`;
+            a conversation that comes with the package if None.
         selection: where to start: `layer`, `head`, `token`, `shift`, `sinks_on`. By default the
             head with the largest mean sink mass, at the last token.
 
     Raises:
         ShapeError: a recording without sinks, or with NaN in them.
     """
+    recording = recording or example()
     arrays, about = recording.arrays, recording.about
     require(arrays, ("lse", "sink", "sink_mass"))
     n_heads, n_tokens = arrays["lse"].shape[1:]
