@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from gptoss_lite import account, bench, hub, parallel, parity, recording
+from gptoss_lite.cache import KVCache
 from gptoss_lite.checkpoint import check_tensors, load, save_checkpoint
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.dispatch import use_backend
@@ -36,6 +37,7 @@ from gptoss_lite.tokenizer import Tokenizer, load_tokenizer
 DEFAULT_MODEL = "gpt-oss-nano"
 TOKENIZER_NAME = "tokenizer.json"
 CHECKED = 2**24  # numbers looked at together by `verify`
+MAX_SLACK = 4_096  # tokens of a reply that `chat` can take back from its cache; 0.1 GB for the 20b
 SMALL = 100_000_000  # parameters; below this, threads wait for each other longer than they work
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -89,10 +91,13 @@ def _generate(args: argparse.Namespace) -> None:
 def _chat(args: argparse.Namespace) -> None:
     model, tokenizer = _load_both(args)
     messages = [{"role": "developer", "content": args.instructions}] if args.instructions else []
+    # Its chain of thought is left out of the next prompt, so a reply must come out of the cache.
+    slack = max(args.lookup, min(args.max_new_tokens, MAX_SLACK))
+    cache = KVCache(model.config, slack)
     for question in [args.question] if args.question else _questions():
         messages.append({"role": "user", "content": question})
         prompt = tokenizer.render(messages, effort=args.effort)
-        reply = _stream(model, tokenizer, prompt, args, show=_as_channels)
+        reply = _stream(model, tokenizer, prompt, args, show=_as_channels, cache=cache)
         messages += tokenizer.parse(reply)
 
 
@@ -287,7 +292,11 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 def _tokens(
-    model: Transformer, tokenizer: Tokenizer, prompt: list[int], args: argparse.Namespace
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    args: argparse.Namespace,
+    cache: KVCache | None = None,
 ) -> Iterator[int]:
     generator = torch.Generator().manual_seed(args.seed) if args.seed is not None else None
     return generate(
@@ -299,6 +308,8 @@ def _tokens(
         top_p=args.top_p,
         stop=tokenizer.stop_ids,
         generator=generator,
+        cache=cache,
+        lookup=args.lookup,
     )
 
 
@@ -308,11 +319,12 @@ def _stream(
     prompt: list[int],
     args: argparse.Namespace,
     show: Callable[[str], str] = str,
+    cache: KVCache | None = None,
 ) -> list[int]:
     """Print the text as it comes; a character cut across tokens waits until it is whole."""
     ids: list[int] = []
     shown = ""
-    for token in _tokens(model, tokenizer, prompt, args):
+    for token in _tokens(model, tokenizer, prompt, args, cache):
         ids.append(token)
         text = show(tokenizer.decode(ids))
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -461,3 +473,6 @@ def _sampling_options(add: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=int)
     group.add_argument("--top-p", type=float)
     group.add_argument("--seed", type=int, help="repeat a sampled text")
+    group.add_argument(
+        "--lookup", type=int, default=0, help="greedy only: guess this many repeated tokens (0)"
+    )

@@ -338,7 +338,7 @@ class _Phrases:
         for size in PHRASES:
             if place := self._after.get(tuple(text[-size:])):
                 followed = text[place : place + n]
-                return (followed * (n // len(followed) + 1))[:n]
+                return [followed[i % len(followed)] for i in range(n)]
         return []
 
 
