@@ -22,7 +22,8 @@ from gptoss_lite.headers import INDEX_NAME, ITEM_BYTES, Shape, write_file
 from gptoss_lite.names import BYTES, Layout, gpt_oss, gpt_oss_original
 from gptoss_lite.presets import PRESETS
 
-MARK = "synthetic"  # the key of config.json that says so
+# Says so for programs. Not a key of config.json: OpenAI's reference accepts none but its own.
+MARK_NAME = "synthetic.json"
 # Random numbers are drawn once and written again and again, which is as fast as the disk. Their
 # count is a prime, so no two rows of a matrix are alike.
 POOL = 8_388_593
@@ -69,7 +70,7 @@ def write_synthetic(
         progress: draw a bar on stderr.
 
     Returns:
-        The folder. Its config.json says `"synthetic": true`, and a README.md says it in words.
+        The folder. Its synthetic.json says `"synthetic": true`, its README.md the same in words.
 
     Raises:
         ConfigError: a model that is not gpt-oss with MXFP4 experts.
@@ -98,10 +99,11 @@ def write_synthetic(
             ) as bar:
                 _write_weights(made, tensors, original, needed, _Noise(seed), bar)
             content = config.to_original() if original else config.to_hf()
-            _write_json(made / "config.json", content | {MARK: True})
+            _write_json(made / "config.json", content)
             about = {"name": name, "layers": config.n_layers, "vocab": config.vocab_size}
-            text = README.format(**about, layout=layout.name, seed=seed)
-            (made / "README.md").write_text(text, encoding="utf-8")
+            about |= {"layout": layout.name, "seed": seed}
+            _write_json(made / MARK_NAME, {"synthetic": True} | about)
+            (made / "README.md").write_text(README.format(**about), encoding="utf-8")
             if folder.exists():
                 folder.rmdir()
             made.rename(folder)
@@ -122,11 +124,8 @@ def ensure_synthetic(
 
 
 def is_synthetic(folder: Path) -> bool:
-    """Say whether a checkpoint's config.json tells that its weights are random."""
-    try:
-        return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get(MARK))
-    except (OSError, ValueError, AttributeError):
-        return False  # whoever loads it says what is wrong with it
+    """Say whether a checkpoint tells that its weights are random."""
+    return (folder / MARK_NAME).is_file()
 
 
 def _shortened(

@@ -34,7 +34,9 @@ def test_it_loads_is_marked_and_its_logits_are_of_order_one(
     assert folder == tmp_path / "noise"
     assert [path.name for path in tmp_path.iterdir()] == ["noise"]
     assert is_synthetic(folder)
-    assert json.loads((folder / "config.json").read_text())["synthetic"] is True
+    mark = json.loads((folder / "synthetic.json").read_text())
+    assert (mark["synthetic"], mark["layers"], mark["vocab"], mark["seed"]) == (True, 3, 301, 0)
+    assert json.loads((folder / "config.json").read_text()) == ODD.to_hf()  # as published
     assert "random weights" in (folder / "README.md").read_text()
     model = gl.load(folder, device="cpu", progress=False)
     assert model.config == ODD
@@ -198,10 +200,6 @@ def test_zero_layers_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_the_mark_is_not_synthetic(tmp_path: Path) -> None:
-    assert not is_synthetic(tmp_path)
-    (tmp_path / "config.json").write_text("[]")
-    assert not is_synthetic(tmp_path)
-    (tmp_path / "config.json").write_text("{")
     assert not is_synthetic(tmp_path)
     folder = gl.save_checkpoint(gl.load("gpt-oss-nano", progress=False), tmp_path / "nano")
     assert not is_synthetic(folder)

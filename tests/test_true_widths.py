@@ -219,7 +219,7 @@ def test_the_tool_writes_both_layouts(
         total = json.loads((folder / INDEX_NAME).read_text())["metadata"]["total_size"]
         assert total == sum(info.n_bytes for info in held.values())
     else:
-        assert len(json.loads((folder / "config.json").read_text())) == 16 + 1  # and our mark
+        assert len(json.loads((folder / "config.json").read_text())) == 16
         dtypes = json.loads((folder / "dtypes.json").read_text())
         assert dtypes.keys() == held.keys()
         assert set(dtypes.values()) == {"BF16", "FP4", "UE8"}
