@@ -1,13 +1,21 @@
 """gpt-oss, number by number, against transformers' GptOssForCausalLM."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from gptoss_lite import KVCache, ModelConfig, MoEConfig, Transformer, YarnConfig, trace
-from tests.hostile import GPT_OSS, TOLERANCE, hostile, router_margin, tokens
+from gptoss_lite import KVCache, ModelConfig, MoEConfig, Transformer, YarnConfig, record, trace
+from tests.hostile import (
+    GPT_OSS,
+    TOLERANCE,
+    hostile,
+    router_margin,
+    tokens,
+    without_type_checks,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -179,6 +187,37 @@ def test_cached_steps_equal_cached_steps_of_transformers() -> None:
             worst = max(worst, (model(chunk, cache) - output.logits).abs().max().item())
     print(f"cached: difference {worst:.1e}")
     assert worst <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "case", ["many windows", "full layers slide instead", "published rope and window"]
+)
+def test_recorded_sinks_are_what_their_attention_lacks(case: str) -> None:
+    """Sink mass = sigmoid(sink - lse), from the recorded numbers; theirs is 1 minus a row's sum.
+
+    Both are float32 sums of up to 289 probabilities, each rounded to 6e-8 of itself at most.
+    """
+    config, _, length = CASES[case]
+    model = hostile(config)
+    ids = tokens(config, 1, length)
+    with without_type_checks():  # of the tokenizer: only names are asked of it
+        run = record(model, SimpleNamespace(token=str), ids[0].tolist())
+    with torch.no_grad():
+        rows = reference(model)(ids, output_attentions=True, use_cache=False).attentions
+    theirs = torch.stack([1 - layer[0].double().sum(-1) for layer in rows])  # [L H T]
+    sink, lse = (torch.from_numpy(run.arrays[name]).double() for name in ("sink", "lse"))
+    ours = torch.sigmoid(sink[..., None] - lse)
+    assert ours.shape == theirs.shape
+    window = config.sliding_window
+    assert length > 2 * window
+    past = (ours - theirs).abs()[..., window:]  # a sliding layer has lost keys there
+    for layer in range(config.n_layers):
+        kind = "full" if config.window(layer) is None else "sliding"
+        print(f"{case}, layer {layer}, {kind}: {past[layer].max():.1e} of {ours[layer].mean():.2f}")
+        assert 1e-3 < ours[layer, :, window:].mean() < 0.8  # a thousand tolerances
+    assert {config.window(layer) for layer in range(config.n_layers)} == {None, window}
+    assert (ours - theirs).abs().max() <= 1e-6
+    assert abs(run.arrays["sink_mass"] - theirs.numpy()).max() <= 1e-6
 
 
 def test_hostile_weights_reach_every_part() -> None:
