@@ -39,15 +39,19 @@ def browser() -> Iterator[Any]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests of the site measured, one page a line."""
+    """Print what the tests of the site measured, one page or one view a line."""
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
-    rows = [row for report in reports for name, row in report.user_properties if name == "row"]
-    if not rows:
-        return
+    for kind, title in (("row", "the site"), ("view", "the views")):
+        rows = [row for report in reports for name, row in report.user_properties if name == kind]
+        if rows:
+            terminalreporter.section(title)
+            _print_table(terminalreporter, rows)
+
+
+def _print_table(terminalreporter: pytest.TerminalReporter, rows: list[dict[str, object]]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, *([str(row.get(column, "-")) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    terminalreporter.section("the site")
     for first, *rest in [lines[0], *sorted(lines[1:])]:
         cells = [first.ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
