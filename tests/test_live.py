@@ -272,14 +272,14 @@ def live_values(control: Any) -> list[Any]:
 
 
 def test_what_goes_wrong_is_said(lab: live.Live):
-    drawn = lab.result.value
     lab.show(lambda: (_ for _ in ()).throw(ShapeError("No <b>way</b>.")))
     assert "No &lt;b&gt;way&lt;/b&gt;." in lab.problem.value
     lab.show(lambda: 1 / 0)
     assert "ZeroDivisionError: division by zero" in lab.problem.value
-    assert lab.result.value == drawn
+    assert lab.result.value == ""
     lab.show(lambda: "fine")
-    assert (lab.result.value, lab.problem.value) == ("fine", "")
+    assert "fine" in lab.result.value
+    assert lab.problem.value == ""
 
 
 def test_an_expert_cannot_stand_in_for_itself(model: Any, tokenizer: Any, ids: list[int]):
@@ -295,7 +295,7 @@ def test_the_window_moves(model: Transformer, tokenizer: Tokenizer):
     before, drawn = parameters(model), lab.result.value
     lab.controls["window"].value = 1
     narrow = lab.result.value
-    assert live.answers(lab.state.ask(1), lab.state.questions) == narrow
+    assert live.answers(lab.state.ask(1), lab.state.questions) in narrow
     lab.controls["all"].value = True
     assert len({drawn, narrow, lab.result.value}) == 3
     assert same(model, before)
