@@ -8,10 +8,11 @@ of the time. Two groups share models: ranks 0 and 1, and all four.
 import os
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 
 import gptoss_lite as gl
-from gptoss_lite import parallel, ranks
+from gptoss_lite import cli, parallel, ranks
 from gptoss_lite.checkpoint import memory_needs
 from gptoss_lite.config import ModelConfig, MoEConfig
 from gptoss_lite.errors import CheckpointError, GptOssLiteError
@@ -38,9 +39,10 @@ from tests.hostile import (
 )
 
 N_RANKS = 4
-TIMEOUT_S = 60.0  # of the group: a test that hangs ends
+TIMEOUT_S = 100.0  # of the group: a test that hangs ends
 STUCK_S = 1.5  # of the group in which one rank does not answer
 LENGTH = 40  # several windows, and past YaRN's original context
+GENERATE = ("generate", "The", "--max-new-tokens", "4", "--device", "cpu", "--dtype", "float32")
 PIECES = (9, 20, 1, 10)
 
 WIDE = {"n_heads": 12, "n_kv_heads": 4}
@@ -119,9 +121,21 @@ class Cases:
                     found = compared(whole(name), self.shared(name, n_ranks))
                     self.found[name, n_ranks] = found
         if self.rank < 2:
-            for case in (self.bfloat16, self.traced, self.saved, self.nano, self.stuck_rank):
+            for case in (
+                self.bfloat16,
+                self.traced,
+                self.refused,
+                self.nano,
+                self.stuck_rank,
+            ):
                 self.found[case.__name__] = case()
-        for case in (self.loaded, self.failed_together, self.failed_alone, self.seeds):
+        for case in (
+            self.loaded,
+            self.failed_together,
+            self.failed_alone,
+            self.seeds,
+            self.dead_rank,
+        ):
             self.found[case.__name__] = case()
 
     def bfloat16(self) -> dict[str, float]:
@@ -150,8 +164,13 @@ class Cases:
             far[key] = worst(got[key].double(), reference.double())
         return far
 
-    def saved(self) -> str:
-        return refusal(lambda: gl.save_checkpoint(self.shared("gpt-oss"), self.folder / "no"))
+    def refused(self) -> tuple[str, str]:
+        """A share is neither saved nor recorded."""
+        model, tok = self.shared("gpt-oss"), gl.load_tokenizer("gpt-oss-nano")
+        return (
+            refusal(lambda: gl.save_checkpoint(model, self.folder / "no")),
+            refusal(lambda: gl.record(model, tok, [1, 2, 3])),
+        )
 
     def nano(self) -> dict[str, list[int]]:
         tok = gl.load_tokenizer("gpt-oss-nano")
@@ -161,8 +180,8 @@ class Cases:
         prompt = tok.render([{"role": "user", "content": "What is 2 + 3?"}], effort="low")
         drawn = {"temperature": 1.0, "generator": torch.Generator().manual_seed(3)}
         return {
-            "greedy": list(gl.generate(model, prompt, max_new_tokens=16)),
-            "drawn": list(gl.generate(model, prompt, max_new_tokens=8, **drawn)),
+            "greedy": list(gl.generate(model, prompt, max_new_tokens=8)),
+            "drawn": list(gl.generate(model, prompt, max_new_tokens=4, **drawn)),
         }
 
     def loaded(self) -> dict[str, Any]:
@@ -229,11 +248,19 @@ class Cases:
         return refusal(lambda: model(tokens(model.config, 1, 3))), time.monotonic() - start
 
     def dead_rank(self) -> tuple[str, float]:
-        """The last rank is gone; the others notice."""
+        """The last rank dies; the others notice."""
         model, start = self.shared("gpt-oss", N_RANKS), time.monotonic()
         if self.rank == N_RANKS - 1:
+            torch.save(self.found, self.folder / f"rank{self.rank}.pt")
             os._exit(0)
         return refusal(lambda: model(tokens(model.config, 1, 3))), time.monotonic() - start
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Run the command line as this rank; return its status and what it printed."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        status = cli.main(arguments)
+    return status, out.getvalue(), err.getvalue()
 
 
 def refusal(work: Callable[[], Any]) -> str:
@@ -244,31 +271,44 @@ def refusal(work: Callable[[], Any]) -> str:
     return "no error"
 
 
-def act(rank: int, port: int, folder: Path) -> None:
-    """Be one of the processes, as torchrun would start it."""
-    torch.set_num_threads(1)
-    torch.seed()  # forked processes have the same random numbers; those of torchrun do not
+def join(rank: int, n_ranks: int, port: int) -> None:
+    """Say what torchrun says to a process."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(N_RANKS),
-        "LOCAL_WORLD_SIZE": str(N_RANKS),
+        "WORLD_SIZE": str(n_ranks),
+        "LOCAL_WORLD_SIZE": str(n_ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
         "GLOO_SOCKET_IFNAME": "lo",
     }
+
+
+def act(rank: int, ports: list[int], folder: Path) -> None:
+    """Be one of the processes."""
+    torch.set_num_threads(1)
+    torch.seed()  # forked processes have the same random numbers; those of torchrun do not
+    join(rank, N_RANKS, ports[0])
     parallel.start("cpu", timeout_s=TIMEOUT_S)
     cases = Cases(folder)
     cases.run()
+    cases.found["refused by command"] = command("bench", "--json")
+    parallel.stop()
+    if rank < 2:
+        join(rank, 2, ports[1])
+        cases.found["generate"] = command(*GENERATE)
     torch.save(cases.found, folder / f"rank{rank}.pt")
-    cases.found["dead_rank"] = cases.dead_rank()
-    torch.save(cases.found, folder / f"rank{rank}.pt")
+
+
+def free_ports(n: int) -> list[int]:
+    """Let the system choose ports."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 if __name__ == "__main__":
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free_port = probe.getsockname()[1]
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
-    processes.start_processes(act, (free_port, target), N_RANKS, start_method="fork")
+    processes.start_processes(act, (free_ports(2), Path(sys.argv[1])), N_RANKS, start_method="fork")
