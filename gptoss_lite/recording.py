@@ -131,13 +131,18 @@ def record(
         lens: also read the residual stream after each block as the output head would.
 
     Raises:
-        ShapeError: a model without sinks or without experts, no tokens, or a prompt longer than
-            the text.
+        ShapeError: a model without sinks or without experts, or shared by several processes; no
+            tokens, or a prompt longer than the text.
     """
     if not 0 <= n_prompt <= len(ids):
         raise ShapeError(f"n_prompt={n_prompt} is not within this text of {len(ids)} tokens.")
     if not model.config.sinks or model.config.moe is None:
         raise ShapeError("Only a model with sinks and experts, such as gpt-oss, can be recorded.")
+    if model.n_ranks > 1:
+        raise ShapeError(
+            f"This process holds one of {model.n_ranks} shares of the model, and so only some of "
+            "its heads. Load it whole, with gptoss_lite.load, to record it."
+        )
     tokens = torch.tensor([list(ids)], device=model.device)
     names = ["sink_mass", "router_logits", "expert_ids", "expert_weights", *["resid"] * lens]
     with torch.no_grad(), trace(model, *names) as t:
