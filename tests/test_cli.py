@@ -11,6 +11,7 @@ from safetensors import safe_open
 from gptoss_lite import account, backends, cli, hub, save_checkpoint
 from gptoss_lite.config import ModelConfig, MoEConfig
 from gptoss_lite.errors import ConfigError
+from gptoss_lite.generate import generate
 from gptoss_lite.presets import GPT_OSS_NANO
 from tests.hostile import hostile
 
@@ -98,6 +99,31 @@ def test_chat_without_a_question_holds_a_conversation(capsys, monkeypatch, folde
     status, text, _ = run(capsys, "chat", "--model", folder, *SMALL)
     assert status == 0
     assert len(text.strip().splitlines()) >= 2
+
+
+def test_a_conversation_reads_only_what_is_new(capsys, monkeypatch, folder):
+    """The same replies as without a cache, though each turn goes back to the one before."""
+    asked, turns = iter(["first", "second", "third", ""]), []
+
+    def watched(model, prompt, *, cache, **settings):
+        seen = cache.n_seen
+        reply = list(generate(model, prompt, cache=cache, **settings))
+        assert reply == list(generate(model, prompt, **settings))
+        turns.append((seen, len(prompt)))
+        return iter(reply)
+
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    monkeypatch.setattr(cli, "generate", watched)
+    words = ("chat", "--model", folder, "--dtype", "float32", *SMALL, "--lookup", "5")
+    assert run(capsys, *words)[0] == 0
+    assert [seen for seen, _ in turns] == [0, *(length + 4 for _, length in turns[:2])]
+
+
+def test_lookup_changes_no_text(capsys, folder):
+    words = ("generate", "one two one two one two", "--model", folder, "--dtype", "float32", *SMALL)
+    assert run(capsys, *words, "--lookup", "8") == run(capsys, *words)
+    status, _, problem = run(capsys, *words, "--lookup", "8", "--temperature", "1")
+    assert (status, "lookup=8 needs greedy text" in problem) == (2, True)
 
 
 def test_inspect_lists_tensors_and_totals(capsys, folder):
