@@ -611,6 +611,9 @@ def test_small_or_many_rows_are_left_to_others() -> None:
     assert native.linear_too_small(torch.ones(5, 1024), big) == (
         "x has 5 rows, and above 4 a matrix product is faster"
     )
+    assert native.linear_too_small(torch.ones(1, 1024), big.to("meta")) == (
+        "the matrix is on meta, and this is for the CPU"
+    )
     assert native.dequantize_too_small(EXPERTS[0].blocks, EXPERTS[0].scales) == (
         "the matrix has 4,096 weights, and below 1,048,576 there is no gain"
     )

@@ -254,7 +254,9 @@ def unreadable(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def _is_small(n_weights: int) -> str | None:
+def _is_small(n_weights: int, device: torch.device) -> str | None:
+    if device.type != "cpu":  # said here already, so that a model on a GPU builds no C code
+        return f"the matrix is on {device}, and this is for the CPU"
     if n_weights >= BIG_WEIGHTS:
         return None
     return f"the matrix has {n_weights:,} weights, and below {BIG_WEIGHTS:,} there is no gain"
@@ -283,7 +285,7 @@ def linear_too_small(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> s
     n_rows = x.numel() // max(1, weight.shape[1])
     if n_rows > FEW_ROWS:
         return f"x has {n_rows} rows, and above {FEW_ROWS} a matrix product is faster"
-    return _is_small(weight.numel())
+    return _is_small(weight.numel(), weight.device)
 
 
 @linear.backend("native", linear_why_not, missing=missing, too_small=linear_too_small)
@@ -378,7 +380,7 @@ def dequantize_too_small(
     blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16
 ) -> str | None:
     """Say why another version is as fast, or None."""
-    return _is_small(2 * blocks.numel())
+    return _is_small(2 * blocks.numel(), blocks.device)
 
 
 @dequantize.backend("native", dequantize_why_not, missing=missing, too_small=dequantize_too_small)
@@ -436,7 +438,7 @@ def experts_too_small(
     """Say why the plain version is as fast, or None."""
     if not isinstance(up, PackedExpertLinear):
         return None
-    return _is_small(2 * up.blocks[0].numel())
+    return _is_small(2 * up.blocks[0].numel(), up.blocks.device)
 
 
 @apply_experts.backend("native", experts_why_not, missing=missing, too_small=experts_too_small)
