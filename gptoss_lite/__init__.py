@@ -13,7 +13,7 @@ from gptoss_lite.cache import KVCache
 from gptoss_lite.checkpoint import load, save_checkpoint
 from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig
 from gptoss_lite.dispatch import backends, use_backend
-from gptoss_lite.generate import chat, generate
+from gptoss_lite.generate import chat, generate, generate_batch
 from gptoss_lite.ladder import LADDER, show_ledger, show_step
 from gptoss_lite.model import Transformer
 from gptoss_lite.presets import PRESETS
@@ -36,6 +36,7 @@ __all__ = [
     "chat",
     "fit",
     "generate",
+    "generate_batch",
     "load",
     "load_tokenizer",
     "mxfp4",

@@ -85,7 +85,8 @@ def generate(
     once rounds differently in the last bit. In float32 that shows only where two tokens tie; in
     bfloat16, whose logits are coarse, near ties are common, and a text can then part from the one
     without `lookup`, each as good a greedy text.) It pays where texts repeat themselves: copying,
-    editing, code.
+    editing, code. A wrong guess is not free: in a mixture of experts each token reads experts of
+    its own.
 
     Args:
         model: any Transformer, on any device.
@@ -138,9 +139,9 @@ def generate_batch(
     is at the same position and none is padded: one whose prompt is longer goes on reading while
     another already writes. A row that has ended leaves the batch.
 
-    A step reads each weight once for all rows, whatever their number. So it pays where weights
-    are most of the cost: always in the dense matrices; in the experts only as far as rows share
-    them, for 4 of 32 experts a token mean 13 different ones among 4 rows.
+    A step reads each weight once for all rows. That saves nearly everything in the dense matrices,
+    less in the experts: 4 rows that choose 4 of 32 each at random need 13 of them. Prompts of about
+    one length pay best, for a step that reads a longer prompt token by token reads it slowly.
 
     Args:
         model: any Transformer, on any device.
