@@ -231,7 +231,8 @@ def load(
                 print(tok.decode(answer))
             parallel.stop()
     """
-    target = device if dist.is_initialized() else start(device and str(device))
+    by_hand = dist.is_initialized() and not is_launched()
+    target = device if by_hand else start(device and str(device))
     rank, n_ranks = dist.get_rank(group), dist.get_world_size(group)
 
     def own_share() -> Transformer:
@@ -255,17 +256,13 @@ def parallelize(model: Transformer, group: Group = None) -> Transformer:
     for name, tensor in model.state_dict().items():
         place(model, name, cut(name, tensor).clone())  # a view would keep the whole alive
     if model.config.tied:
-        model.unembed.weight = model.embed.weight
+        model.unembed.weight = model.embed.weight  # pyright: ignore[reportAttributeAccessIssue]
     return _connect(model, group)
 
 
 def held_bytes(model: Transformer) -> int:
     """Count the bytes of all weights that this process holds; equals `ranks.rank_weight_bytes`."""
-    return sum(tensor.nbytes for tensor in {id(t): t for t in _weights(model)}.values())
-
-
-def _weights(model: Transformer) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 # --- compute -------------------------------------------------------------------------------------
@@ -275,10 +272,12 @@ def _connect(model: Transformer, group: Group) -> Transformer:
     """Make a model that holds a share give whole answers: the places where ranks talk."""
     rank, model.n_ranks = dist.get_rank(group), dist.get_world_size(group)
     add_up = partial(_add_up, group=group)
-    model.embed = SharedEmbedding(model.embed.weight, rank * _share_of_vocabulary(model), group)
+    first = rank * _share_of_vocabulary(model)
+    model.embed = SharedEmbedding(model.embed.weight, first, group)  # pyright: ignore[reportAttributeAccessIssue]
     for block in model.blocks:
         if isinstance(block.ffn, MixtureOfExperts):
-            block.ffn = LocalExperts(block.ffn, rank, model.n_ranks)
+            experts = LocalExperts(block.ffn, rank, model.n_ranks)
+            block.ffn = experts  # pyright: ignore[reportAttributeAccessIssue]
         block.attn.register_forward_hook(add_up)
         block.ffn.register_forward_hook(add_up)
     model.unembed.register_forward_hook(partial(_gather, model=model, group=group))
@@ -307,7 +306,7 @@ def _gather(module: nn.Module, args: Any, own: Tensor, model: Transformer, group
 class SharedEmbedding(nn.Module):
     """An embedding table of which each rank holds some rows, beginning with token `first`."""
 
-    def __init__(self, weight: nn.Parameter, first: int, group: Group) -> None:
+    def __init__(self, weight: Tensor, first: int, group: Group) -> None:
         super().__init__()
         self.weight = weight
         self.first = first
@@ -345,14 +344,10 @@ class LocalExperts(nn.Module):
         weights, ids = route(self.router(tokens), self.n_active)
         expert = ids - self.first  # [N A]
         token, slot = ((expert >= 0) & (expert < self.n_here)).nonzero(as_tuple=True)  # [M] each
-        answers = apply_experts(
-            tokens[token],
-            weights[token, slot, None],
-            expert[token, slot, None],
-            self.up,
-            self.down,
-            self.activation,
-        )
         total = torch.zeros(tokens.shape, dtype=torch.float32, device=x.device)
-        total.index_add_(0, token, answers.float())
+        if len(token):  # else no kernel can be started: it would have nothing to do
+            rows, shares = tokens[token], weights[token, slot, None]
+            own = expert[token, slot, None]
+            answers = apply_experts(rows, shares, own, self.up, self.down, self.activation)
+            total.index_add_(0, token, answers.float())
         return total.to(x.dtype).view_as(x)

@@ -217,6 +217,15 @@ def test_one_rank_is_the_whole_model(name: str, alone: None) -> None:
     assert parallel.held_bytes(shared) == parallel.held_bytes(build())
 
 
+@needs_gloo
+def test_a_group_made_by_hand_loads(alone: None) -> None:
+    """Without torchrun, but with a process group."""
+    whole = gl.load("gpt-oss-nano", device="cpu", progress=False)
+    shared = parallel.load("gpt-oss-nano", device="cpu", progress=False)
+    assert parallel.held_bytes(shared) == parallel.held_bytes(whole)
+    assert (shared.device, shared.source) == (whole.device, whole.source)
+
+
 # --- arithmetic ----------------------------------------------------------------------------------
 
 
