@@ -30,7 +30,7 @@ GPT_OSS, GPT2, QWEN3 = CONFIGS["gpt_oss"], CONFIGS["gpt2"], CONFIGS["qwen3"]
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Leave out the check of every annotation, which takes nine tenths of a step's time."""
+    """Leave out the check of every annotation, which takes most of a step."""
     with without_type_checks():
         yield
 
