@@ -145,6 +145,9 @@ def test_of_a_long_text_the_lens_keeps_the_end():
     np.testing.assert_array_equal(
         view.ranks(), np.minimum(recording.arrays["lens_rank"][:, 136:], 65_535)
     )
+    ids = recording.arrays["lens_id"][3, 150]
+    text = [recording.about["lens_text"][str(i)] for i in ids]
+    assert [piece for piece, _ in view.top(3, 150)] == text
     assert len(view.html()) < 100_000
     for token in (135, 200):
         with pytest.raises(TraitError, match=f"token={token} is not in this recording: 136 to 199"):
