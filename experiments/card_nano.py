@@ -118,7 +118,7 @@ def _examples(tasks: dict[str, Any]) -> Iterator[str]:
 
 
 HISTORY = """\
-What was tried before, in order. None of it is in the shipped weights:
+What was tried, in order. Only the rows of the shipped run left something in its weights:
 
 | attempt | steps | what came of it |
 |---|---|---|
