@@ -151,10 +151,10 @@ def llama_bench(text: str) -> Report:
     report: Report = {}
     for row in rows:
         if row["n_gen"] == 0:
-            report["prefill_tokens_per_s"] = row["avg_ts"]
+            report["prefill_tokens_per_s"] = median(row["samples_ts"])
             report["prompt_tokens"] = row["n_prompt"]
         else:
-            report["decode_tokens_per_s"] = row["avg_ts"]
+            report["decode_tokens_per_s"] = median(row["samples_ts"])
             report["new_tokens"] = row["n_gen"]
     keys = ("build_commit", "cpu_info", "gpu_info", "model_size", "n_threads", "use_mmap")
     return report | {key: rows[0][key] for key in keys if key in rows[0]}

@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import update_wrapper
-from typing import Any, TypeVar
+from typing import Any
 
 from gptoss_lite.errors import BackendError
-
-T = TypeVar("T")
 
 _OPS: dict[str, "Op"] = {}
 _FORCED: str | None = None
@@ -117,7 +115,7 @@ def use_backend(name: str) -> None:
     _FORCED = None if name == "auto" else name
 
 
-def ways_taken(run: Callable[[], T]) -> tuple[T, dict[str, list[str]]]:
+def ways_taken(run: Callable[[], Any]) -> tuple[Any, dict[str, list[str]]]:
     """Run something; return its result, and for each operation the names of what computed it.
 
     Example:

@@ -181,8 +181,8 @@ import json, sys
 words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 assert words["-m"].endswith(".gguf") and words["-t"] == "1" and words["-o"] == "json"
 shared = {{"build_commit": "abc", "model_size": 1, "n_threads": 1}}
-rows = [{{**shared, "n_prompt": int(words["-p"]), "n_gen": 0, "avg_ts": 90.0}}]
-rows += [{{**shared, "n_prompt": 0, "n_gen": int(words["-n"]), "avg_ts": 30.0}}]
+rows = [{{**shared, "n_prompt": int(words["-p"]), "n_gen": 0, "samples_ts": [1.0, 90.0, 91.0]}}]
+rows += [{{**shared, "n_prompt": 0, "n_gen": int(words["-n"]), "samples_ts": [30.0]}}]
 print(json.dumps(rows[words["-p"] == "0":]))
 """
 
