@@ -185,6 +185,15 @@ def test_trace_writes_a_file_that_says_what_it_holds(capsys, folder, tmp_path):
     assert about["model"] == "tiny"
 
 
+def test_trace_keeps_a_lens_if_asked(capsys, folder, tmp_path):
+    out = tmp_path / "run.safetensors"
+    run(capsys, "trace", "Hi", "--model", folder, "--out", out, "--lens", *SMALL)
+    with safe_open(out, framework="np") as file:
+        about = json.loads(file.metadata()["about"])
+        assert file.get_tensor("lens_rank").shape == (2, len(about["tokens"]))
+    assert 0 < about["n_prompt"] < len(about["tokens"])
+
+
 BRIEF = ("--prompt-tokens", 4, "--new-tokens", 3)
 
 
