@@ -12,7 +12,7 @@ import torch
 
 from gptoss_lite import KVCache, Transformer, generate, load, load_tokenizer, trace
 from gptoss_lite.errors import ShapeError
-from gptoss_lite.generate import PREFILL_CHUNK, _Phrases, generate_batch
+from gptoss_lite.generate import PREFILL_CHUNK, _accepted, _Phrases, generate_batch
 from tests import hostile as bases
 from tests.hostile import TOLERANCE, hostile, seeded, tokens, without_type_checks
 
@@ -129,6 +129,24 @@ def test_stop_room_and_context_end_a_guessed_text_where_they_end_a_plain_one(loo
             stop = [free[place]]
             stopped = free[: free.index(stop[0]) + 1]
             assert alone(model, prompt, 100, stop=stop, lookup=lookup) == stopped
+
+
+@pytest.mark.parametrize(
+    ("chosen", "draft", "kept"),
+    [
+        ([4, 5, 6], [4, 5], [4, 5, 6]),  # all guesses right, and the token after them
+        ([4, 5, 6], [4, 8], [4, 5]),
+        ([4, 5, 6], [8, 5], [4]),
+        ([4, 9, 6], [4, 9], [4, 9]),  # a stop that was guessed ends the text all the same
+        ([9, 5, 6], [9, 5], [9]),
+        ([4], [], [4]),
+    ],
+)
+def test_guesses_are_kept_as_far_as_they_agree_and_up_to_a_stop(
+    chosen: list[int], draft: list[int], kept: list[int]
+) -> None:
+    logits = torch.nn.functional.one_hot(torch.tensor(chosen), 10).float()
+    assert _accepted(logits, draft, lambda row: int(row.argmax()), frozenset([9])) == kept
 
 
 def test_lookup_asks_for_greedy_text() -> None:
