@@ -2,7 +2,7 @@
 
     python tools/make_traces.py
 
-Each is what gpt-oss-nano answers, greedily, to questions that it was not trained on. `recording`
+Each is what gpt-oss-nano answers, greedily, be it right or wrong. `recording`
 reads them back with `example`, and a test holds them against the shipped weights.
 """
 
