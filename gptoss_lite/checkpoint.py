@@ -79,7 +79,7 @@ def load(
             Hugging Face layout (gpt-oss, GPT-2, Qwen3-MoE) or OpenAI's original/ layout.
         device: where to put it; a GPU if there is one.
         dtype: dtype to compute in; the files' own (bfloat16, for GPT-2 float32). GPUs without
-            bfloat16 units get float16.
+            bfloat16 units get float16, which here means matrices only: see `held_dtype`.
         experts: "packed" keeps MXFP4 bytes as they are, "dense" decodes them to `dtype`.
         progress: print the memory needed and draw a bar, on stderr.
 
@@ -154,6 +154,17 @@ def _default_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return stored
 
 
+def held_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a model that computes in `dtype` holds one of its tensors.
+
+    float16 ends at 65,504, which the residual stream of gpt-oss passes. So a float16 model holds
+    only its matrices in float16. Norms, biases and sinks are float32, the stream takes its dtype
+    from the norms, and every product and sum is float32.
+    """
+    is_vector = "norm" in name or name.endswith(("bias", "sinks"))
+    return torch.float32 if dtype == torch.float16 and is_vector else dtype
+
+
 def check_tensors(folder: Path, layout: Layout, held: dict[str, TensorInfo]) -> None:
     """Compare what the files hold with what the config asks for.
 
@@ -194,7 +205,7 @@ def _some(names: list[str]) -> str:
 
 def is_mapped(part: Part, stored: TensorInfo, device: torch.device, dtype: torch.dtype) -> bool:
     """Say whether the model can use the file's bytes where they lie, without a copy."""
-    as_stored = TORCH_DTYPES[stored.dtype] in (dtype, torch.uint8)
+    as_stored = TORCH_DTYPES[stored.dtype] in (held_dtype(part.ours, dtype), torch.uint8)
     return device.type == "cpu" and as_stored and not part.copies
 
 
@@ -212,7 +223,7 @@ def memory_needs(
         files = [torch.empty(part.shape, dtype=torch.uint8, device="meta")] * len(part.files)
         count = cut(part.ours, _tensor_of(part, files)).numel()
         if part.dtypes != BYTES:
-            count *= dtype.itemsize
+            count *= held_dtype(part.ours, dtype).itemsize
         elif experts == "dense":  # two weights a byte of codes, none of scales
             allocated += 2 * count * dtype.itemsize if part.ours.endswith(".blocks") else 0
             continue
@@ -277,7 +288,8 @@ def _assemble(
     parts = {part.ours: part for part in layout.parts}
     for part in tqdm(layout.parts, desc="loading", unit="tensor", disable=not progress):
         if part.dtypes != BYTES:
-            place(model, part.ours, cut(part.ours, reader.read(part)).to(device, dtype))
+            kept = cut(part.ours, reader.read(part))
+            place(model, part.ours, kept.to(device, held_dtype(part.ours, dtype)))
         elif not decode:
             place(model, part.ours, cut(part.ours, reader.read(part)).to(device))
         elif part.ours.endswith(".blocks"):  # their scales are read along with them

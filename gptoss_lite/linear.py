@@ -16,8 +16,8 @@ def linear(
     weight: Float[Tensor, "out D"],
     bias: Float[Tensor, " out"] | None = None,
 ) -> Float[Tensor, "*rows out"]:
-    """Return x @ weight.T + bias, in x's dtype."""
-    return F.linear(x, weight, bias)
+    """Return x @ weight.T + bias, in x's dtype; weights may be stored in a narrower one."""
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 class Linear(nn.Module):

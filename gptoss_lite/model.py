@@ -111,7 +111,8 @@ class Transformer(nn.Module):
         layer_caches = cache.layers if cache else [None] * len(self.blocks)
         positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
         cos, sin = self.rotation(positions)
-        x = self.dropout(self.embed(tokens) + self.positions(positions))
+        x = self.embed(tokens) + self.positions(positions)
+        x = self.dropout(x.to(self.norm.weight.dtype))  # a float16 model keeps norms in float32
         for block, layer_cache in zip(self.blocks, layer_caches, strict=True):
             x = block(x, cos, sin, layer_cache)
         if cache:
