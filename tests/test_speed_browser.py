@@ -2,7 +2,7 @@
 
 Budgets are for a quiet machine. Times get five times as much, because a busy one is no fault of
 ours; the number of drawing operations does not depend on the machine and says what must not grow.
-Of several redraws the fastest counts: the others waited for a processor. Against Plotly only the
+Of several times the least counts: the others waited for a processor. Against Plotly only the
 ratio counts, of both measured in turns in one page.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from gptoss_lite.widgets import PageWidget, routing
 from tests import test_widgets
 from tests.chromium import Watched
-from tests.test_widgets_browser import book_page, page  # noqa: F401 - a fixture
+from tests.test_widgets_browser import page  # noqa: F401 - a fixture
 
 MOUNT_MS, REDRAW_MS, SLACK = 500, 60, 5
 VIEW_BYTES, ROUTING_BYTES = 350_000, 200_000
@@ -39,6 +39,7 @@ new MutationObserver(() => {
 MOVE = """async value => {
   const root = document.querySelector('.gl-widget-live > div').shadowRoot;
   const slider = root.querySelector('input[type=range]');
+  for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame); // nothing is on its way
   const proto = CanvasRenderingContext2D.prototype, kept = new Map();
   let operations = 0;
   for (const name of ['fillRect', 'strokeRect', 'clearRect', 'fillText', 'fill', 'stroke',
@@ -46,7 +47,7 @@ MOVE = """async value => {
     kept.set(name, proto[name]);
     proto[name] = function (...more) { operations++; return kept.get(name).apply(this, more); };
   }
-  slider.value = value;
+  slider.value = slider[value] ?? value; // 'min' and 'max' are names
   let frame; // the view draws between these two
   requestAnimationFrame(() => { frame = performance.now(); });
   const start = performance.now();
@@ -64,12 +65,15 @@ def recording() -> Any:
     return test_widgets.made_up(L=LAYERS, H=HEADS, E=EXPERTS, A=ACTIVE, T=TOKENS)
 
 
-def settled(watched: Watched, path: Path) -> float:
-    """Open a page and return the milliseconds from reading it to the figure."""
+def mounted(watched: Watched, path: Path, times: int = 3) -> float:
+    """Open a page some times; return the fewest milliseconds from reading it to the figure."""
     watched.page.add_init_script(CLOCK)
-    watched.page.goto(path.as_uri())
-    watched.until("window.drawn > 0")
-    return watched.page.evaluate("window.drawn - window.read")
+    found = []
+    for _ in range(times):
+        watched.page.goto(path.as_uri())
+        watched.until("window.drawn > 0")
+        found.append(watched.page.evaluate("window.drawn - window.read"))
+    return min(found)
 
 
 @pytest.mark.parametrize("name", sorted(test_widgets.VIEWS))
@@ -82,8 +86,8 @@ def test_a_view_keeps_its_budget(
 ):
     view: PageWidget = test_widgets.VIEWS[name](recording)
     size = len(view.html())
-    mount = settled(page, view.save(tmp_path / "view.html"))
-    _, *moves = [page.page.evaluate(MOVE, i % 2) for i in range(10)]  # the first may move nothing
+    mount = mounted(page, view.save(tmp_path / "view.html"))
+    _, *moves = [page.page.evaluate(MOVE, ("min", "max")[i % 2]) for i in range(10)]
     redraw, operations = min(ms for ms, _ in moves), max(drawn for _, drawn in moves)
     row = {"view": name, "KB": round(size / 1000), "mount ms": round(mount)}
     row |= {"redraw ms": f"{redraw:.1f}", "operations": operations}
@@ -103,7 +107,7 @@ def plotly() -> Path:
     return Path(spec.origin).parent / "package_data" / "plotly.min.js"
 
 
-# The same three panels; a new layer changes the second and the third. No selection is drawn.
+# The same three panels and the frame around the layer; a new layer leaves the first map as it is.
 PLOTLY = """async ([L, E, T, A, ids, weights]) => {
   const div = document.createElement('div');
   div.style = 'width: 950px; height: 600px';
@@ -131,7 +135,9 @@ PLOTLY = """async ([L, E, T, A, ids, weights]) => {
   }, { staticPlot: true });
   window.moved = async layer => {
     const start = performance.now(), next = field(layer);
-    await Plotly.restyle(div, { z: [next.z, undefined], x: [undefined, next.x] }, [1, 2]);
+    const frame = { type: 'rect', x0: -0.5, x1: T - 0.5, y0: layer - 0.5, y1: layer + 0.5 };
+    await Plotly.update(div, { z: [next.z, undefined], x: [undefined, next.x] },
+      { shapes: [frame] }, [1, 2]);
     return performance.now() - start;
   };
 }"""
@@ -144,7 +150,7 @@ def test_routing_redraws_much_faster_than_plotly(
     record_property: Callable[[str, object], None],
 ):
     view = routing(recording, layer=0)
-    settled(page, book_page(tmp_path, view))
+    mounted(page, view.save(tmp_path / "view.html"), times=1)
     page.page.add_script_tag(path=plotly())
     ids, weights = view.choices()
     data = [LAYERS, EXPERTS, TOKENS, ACTIVE, ids.ravel().tolist(), weights.ravel().tolist()]

@@ -68,7 +68,7 @@ function isDark() {
 // Build the frame of a view. `traits` redraw it; `status` returns the line that says what is
 // selected, `tables` a list of {caption, rows}, the first row being the head.
 function start(model, el, { traits, status, tables }) {
-  const ui = { model, tables, plots: [], updates: [], title: model.get("title") };
+  const ui = { model, tables, plots: [], updates: [], measures: [], title: model.get("title") };
   const host = h("div", { "data-lm-suppress-shortcuts": "true" });
   ui.box = h("div", { class: "gl", role: "group", "aria-label": ui.title });
   host.attachShadow({ mode: "open" }).append(h("style", {}, CSS), ui.box);
@@ -83,6 +83,8 @@ function start(model, el, { traits, status, tables }) {
     if ("token" in changes) document.dispatchEvent(new CustomEvent("gl-token", { detail: { text, ...changes } }));
   };
   const redraw = () => {
+    // Read sizes before anything is written: after that each reading would lay the page out anew.
+    for (const measure of ui.measures) measure();
     ui.box.classList.toggle("dark", isDark());
     const style = getComputedStyle(ui.box);
     for (const name of THEME) ui[name] = style.getPropertyValue(`--${name}`);
@@ -202,8 +204,10 @@ function plot(ui, spec) {
   canvas.addEventListener("pointermove", picked);
   ui.figures.append(h("figure", { class: spec.half ? "half" : "" }, caption, canvas));
   ui.plots.push({ spec, canvas: () => canvas });
+  let width;
+  ui.measures.push(() => (width = canvas.clientWidth));
   ui.updates.push(() => {
-    const width = canvas.clientWidth, height = area.height + 20, scale = devicePixelRatio || 1;
+    const height = area.height + 20, scale = devicePixelRatio || 1;
     caption.replaceChildren(spec.caption(), ...(spec.ramp ? [ramp(...spec.ramp())] : []));
     canvas.setAttribute("aria-label", spec.label());
     canvas.style.height = `${height}px`;
@@ -247,7 +251,7 @@ function heat(ui, g, area, value, name, row, column) {
       const v = value(r, c);
       if (v !== undefined) pixels[k] = PIXELS[Math.round(256 * Math.min(1, Math.max(0, v)))];
     }
-  const small = h("canvas", { width: columns, height: rows });
+  const small = (area.small ??= h("canvas", { width: columns, height: rows })); // kept: costly to make
   small.getContext("2d").putImageData(image, 0, 0);
   g.fillStyle = ui.soft;
   g.fillRect(x, y, width, height);
