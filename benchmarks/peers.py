@@ -125,8 +125,8 @@ def _merged(peer: Peer, reports: list[Report]) -> Report:
         return {"error": reports[-1]["error"], "note": peer.note}
     merged: Report = {}
     for key, first in good[0].items():
-        values = [report.get(key) for report in good]
-        if type(first) in (int, float) and None not in values:
+        values = [report[key] for report in good if report.get(key) is not None]
+        if type(first) in (int, float):
             merged[key] = max(values) if key.startswith("peak_") else median(values)
         else:
             merged[key] = first

@@ -99,12 +99,13 @@ def wait(device: str) -> None:
 def open_transformers(folder: Path, device: str) -> tuple[Reader, str, int]:
     """Open with transformers, experts decoded to bfloat16: what it does without extra kernels."""
     import transformers
+    from transformers import Mxfp4Config
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
         device_map=device,
-        quantization_config=transformers.Mxfp4Config(dequantize=True),
+        quantization_config=Mxfp4Config(dequantize=True),
     ).eval()
 
     def read(prompt: Tensor) -> tuple[Any, Callable[[Tensor], Any]]:
@@ -123,7 +124,7 @@ def open_reference(folder: Path, device: str) -> tuple[Reader, str, int]:
     """Open with OpenAI's own torch model; it has no cache, so a new token reads all again."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from gpt_oss.torch.model import Transformer
+    from gpt_oss.torch.model import Transformer  # pyright: ignore[reportMissingImports]
 
     model = Transformer.from_checkpoint(str(folder), device=device)
 

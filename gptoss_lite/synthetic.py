@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -100,7 +100,11 @@ def write_synthetic(
                 _write_weights(made, tensors, original, needed, _Noise(seed), bar)
             content = config.to_original() if original else config.to_hf()
             _write_json(made / "config.json", content)
-            about = {"name": name, "layers": config.n_layers, "vocab": config.vocab_size}
+            about: dict[str, object] = {
+                "name": name,
+                "layers": config.n_layers,
+                "vocab": config.vocab_size,
+            }
             about |= {"layout": layout.name, "seed": seed}
             _write_json(made / MARK_NAME, {"synthetic": True} | about)
             (made / "README.md").write_text(README.format(**about), encoding="utf-8")
@@ -252,7 +256,7 @@ def _counted(pieces: Iterable[memoryview], bar: tqdm) -> Iterator[memoryview]:
         bar.update(len(piece))
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -279,7 +283,7 @@ class _Noise:
         else:
             mean, std = _spread(name, shape)
             numbers = (mean + std * self.normal[: 2 * math.prod(shape)]).bfloat16()
-        pool = memoryview(numbers.view(torch.uint8).numpy())
+        pool = memoryview(numbers.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
         left = _n_bytes(spec)
         start = ITEM_BYTES[dtype] * (zlib.crc32(f"{self.seed} {name}".encode()) % len(numbers))
         while left:
