@@ -4,6 +4,8 @@ import importlib.util
 import os
 from typing import Any
 
+import torch
+
 from tests import typecheck  # noqa: F401 - loaded here, so that jaxtyping's hook finds it
 
 # Tests never wait for a network: what they need is in the repository or in a package.
@@ -14,6 +16,9 @@ collect_ignore_glob = []
 if importlib.util.find_spec("triton") is None:
     # Doctest collection imports every module; these need Triton, which only CUDA builds bring.
     collect_ignore_glob.append("gptoss_lite/kernels/triton*.py")
+elif not torch.cuda.is_available():
+    # Triton looks at this when it is imported. Its kernels then run on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _mend_nbval() -> None:
