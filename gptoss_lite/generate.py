@@ -11,10 +11,12 @@ from torch import Tensor
 from gptoss_lite.cache import KVCache
 from gptoss_lite.checkpoint import load
 from gptoss_lite.errors import GptOssLiteError, ShapeError
+from gptoss_lite.kernels import decode
 from gptoss_lite.model import Transformer
 from gptoss_lite.tokenizer import load_tokenizer
 
 PREFILL_CHUNK = 512  # prompt tokens read at once: bounds the [H, T, S] scores
+WORTH_RECORDING = 16  # tokens from which on recording a step for the GPU pays
 PHRASES = (3, 2)  # tokens that must match before `lookup` guesses; the longer match wins
 
 
@@ -77,7 +79,8 @@ def generate(
 
     The prompt is read in chunks into a KV cache; then each step reads one token. The stop id is
     yielded too, so that the caller sees why the text ended. Ends early where the model's context
-    is full.
+    is full. On a CUDA device the step is recorded once and replayed (`kernels.decode`), unless the
+    caller has given a cache, wants guesses, has a trace open or hooks set.
 
     With `lookup`, a step also reads tokens that are only guessed: where the last few tokens stood
     in the text before, it guesses that what followed then follows now. The model's own choices
@@ -112,6 +115,7 @@ def generate(
     prompt = [int(i) for i in ids]
     _check_settings(max_new_tokens, temperature, top_k, top_p)
     _check_lookup(lookup, temperature)
+    records = cache is None and not lookup
     cache = KVCache(model.config, slack=lookup) if cache is None else cache
     _check_cache(cache, model, lookup)
     room = _room(model, prompt, max_new_tokens)
@@ -119,7 +123,7 @@ def generate(
     def pick(logits: Tensor) -> int:
         return sample(logits, temperature, top_k, top_p, generator)
 
-    return _loop(model, prompt, room, pick, frozenset(stop), cache, lookup)
+    return _loop(model, prompt, room, pick, frozenset(stop), cache, lookup, records)
 
 
 def generate_batch(
@@ -281,6 +285,7 @@ def _loop(
     stop: frozenset[int],
     cache: KVCache,
     lookup: int,
+    records: bool,
 ) -> Iterator[int]:
     if room == 0:
         return
@@ -291,6 +296,7 @@ def _loop(
     _read(model, unread[:-n_last], cache)
     text, end, phrases = list(prompt), len(prompt) + room, _Phrases()
     logits, draft = _next_logits(model, unread[-n_last:], cache), []
+    read = _reader(model, cache, records and room >= WORTH_RECORDING)
     while True:
         new = _accepted(logits, draft, pick, stop)
         text += new
@@ -300,7 +306,17 @@ def _loop(
         if len(text) == end or new[-1] in stop:
             return
         draft = phrases.guess(text, min(lookup, end - len(text) - 1)) if lookup else []
-        logits = _next_logits(model, [new[-1], *draft], cache, 1 + len(draft))
+        logits = read([new[-1], *draft])
+
+
+def _reader(
+    model: Transformer, cache: KVCache, records: bool
+) -> Callable[[list[int]], Float[Tensor, "n V"]]:
+    """Return what reads the next tokens and gives a row of logits for each."""
+    if not records or decode.why_not(model):
+        return lambda tokens: _next_logits(model, tokens, cache, len(tokens))
+    decoder = decode.Decoder(model, cache)
+    return lambda tokens: decoder(*tokens)[None]
 
 
 def _accepted(
