@@ -12,6 +12,7 @@ NEEDED = (
     "gptoss_lite/py.typed",
     "gptoss_lite/data/gpt-oss-nano/config.json",
     "gptoss_lite/data/gpt-oss-nano/scores.json",
+    "gptoss_lite/data/traces/add.safetensors",
 )
 MAX_BYTES = 24_000_000
 
