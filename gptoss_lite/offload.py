@@ -13,7 +13,7 @@ SHUFFLES = 8  # orders of the tokens that the control is averaged over
 
 # Hit rates of gpt-oss-20b by slots a layer, LRU over 25 answers to benchmark questions, computed
 # from the expert lists of AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting (Apache-2.0).
-# With few slots they are a little low: those traces keep 1.77 of 4 experts from the token before, so
+# With few slots they are a little low: those traces keep 1.77 of 4 experts of the token before, so
 # looked up together 4 slots would hit 44 %. Apparently that count went expert by expert.
 PUBLISHED_20B = {4: 0.36, 8: 0.64, 12: 0.80, 16: 0.89, 20: 0.94, 24: 0.97}
 PUBLISHED_20B_SHUFFLED = {8: 0.51, 16: 0.84}
