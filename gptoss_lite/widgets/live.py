@@ -161,11 +161,15 @@ def chat(
     rows = state.by_effort(question)
     lengths = " / ".join(str(row["tokens of the reply"]) for row in rows)
     controls = {
-        "question": ipw.Textarea(question, description="Question", layout=_wide(), **_named()),
-        "effort": ipw.Dropdown(options=EFFORTS, value="medium", description="Effort", **_named()),
-        "temperature": ipw.FloatSlider(
-            0.0, min=0.0, max=2.0, step=0.1, description="Temperature", **_named()
+        "question": ipw.Textarea(
+            question,
+            description="Question",
+            continuous_update=False,
+            layout=ipw.Layout(width="98%", height="4em"),
+            **_named(),
         ),
+        "effort": ipw.Dropdown(options=EFFORTS, value="medium", description="Effort", **_named()),
+        "temperature": _number(ipw.BoundedFloatText, "Temperature", 0.0, 2.0, 0.0, 0.1),
         "ask": ipw.Button(description="Ask", button_style="primary"),
         "stop": ipw.Button(description="Stop", disabled=True),
         "clear": ipw.Button(description="New conversation"),
@@ -204,7 +208,7 @@ def sinks(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *, at: i
     n_layers, n_heads = len(model.blocks), model.config.n_heads
     controls = {
         "mode": ipw.Dropdown(options=Sinks.MODES, description="Sinks", **_named()),
-        "shift": _slider(ipw.FloatSlider, "Shift in nats", -6.0, 6.0, 0.0, 0.5),
+        "shift": _number(ipw.BoundedFloatText, "Shift in nats", -6.0, 6.0, 0.0, 0.5),
         "layer": _choice("Layer", n_layers),
         "head": _choice("Head", n_heads),
         "at": _place(state, at),
@@ -247,8 +251,10 @@ def experts(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *, at:
     rows = state.sweep()
     n_experts = model.config.moe.n_experts if model.config.moe else 0
     controls = {
-        "layer": _slider(ipw.IntSlider, "Layer", 0, len(model.blocks) - 1, 0, 1),
-        "expert": _slider(ipw.IntSlider, "Forbid expert", 0, n_experts - 1, state.busiest(0), 1),
+        "layer": _number(ipw.BoundedIntText, "Layer", 0, len(model.blocks) - 1, 0, 1),
+        "expert": _number(
+            ipw.BoundedIntText, "Forbid expert", 0, n_experts - 1, state.busiest(0), 1
+        ),
         "instead": _choice("Its tokens go to", n_experts, "the next best"),
         "at": _place(state, at),
     }
@@ -287,7 +293,7 @@ def windows(model: Transformer, tokenizer: Tokenizer, questions: Sequence[tuple[
     rows = state.sweep()
     trained = state.window or 1
     controls = {
-        "window": _slider(ipw.IntSlider, "Window in keys", 1, 4 * trained, trained, 1),
+        "window": _number(ipw.BoundedIntText, "Window in keys", 1, 4 * trained, trained, 1),
         "all": ipw.Checkbox(description="All keys", indent=False),
     }
     live = Live(
@@ -390,20 +396,10 @@ def _named() -> dict[str, Any]:
     return {"style": {"description_width": "initial"}}
 
 
-def _wide() -> Any:
-    return ipw.Layout(width="98%", height="4em")
-
-
-def _slider(kind: Any, name: str, low: float, high: float, value: float, step: float) -> Any:
-    return kind(
-        value=value,
-        min=low,
-        max=high,
-        step=step,
-        description=name,
-        continuous_update=False,  # each value is a forward pass
-        **_named(),
-    )
+def _number(kind: Any, name: str, low: float, high: float, value: float, step: float) -> Any:
+    # a field, not a slider: those of ipywidgets have no name for a screen reader
+    bounds = {"min": low, "max": high, "step": step, "value": value}
+    return kind(description=f"{name} ({low:g} to {high:g})", **bounds, **_named())
 
 
 def _choice(name: str, size: int, nothing: str = "all") -> Any:
@@ -417,7 +413,7 @@ def _chosen(control: Any) -> int | None:
 
 def _place(state: Reading, at: int) -> Any:
     last = len(state.ids) - 1
-    return _slider(ipw.IntSlider, "Next token after", 0, last, at % len(state.ids), 1)
+    return _number(ipw.BoundedIntText, "Next token after", 0, last, at % len(state.ids), 1)
 
 
 def _name(model: Transformer) -> str:
