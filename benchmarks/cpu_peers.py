@@ -24,7 +24,7 @@ TIME_PEER = str(Path(__file__).with_name("time_peer.py"))
 OURS = "gptoss_lite"
 LOAD = ", load"
 # What takes seconds a token gets few of them.
-SLOW = ("--prompt-tokens", "8", "--new-tokens", "2", "--repeats", "1")
+SLOW = ("--prompt-tokens", "4", "--new-tokens", "2", "--repeats", "1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +72,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's program of that name")
     parser.add_argument(
         "--gguf", type=Path, nargs="*", default=[], help="of make_gguf.py: *bf16*.gguf, *q8_0*.gguf"
+    )
+    parser.add_argument(
+        "--no-repack",
+        action="store_true",
+        help="llama.cpp computes on the mapped file, without its second copy of the experts",
     )
     parser.add_argument("--json", type=Path, help="write everything there, too")
     return parser.parse_args(argv)
@@ -129,6 +134,7 @@ def llama_peers(args: argparse.Namespace, gguf: Path) -> list[Peer]:
     dense = "q8_0" if "q8_0" in gguf.name.lower() else "bfloat16"
     name = f"llama.cpp, {dense} dense"
     base = [str(args.llama_bench), "-m", str(gguf), "-t", str(args.threads), "-o", "json"]
+    base += ["--repack", "0"] * args.no_repack
     rates = ["-p", str(args.prompt_tokens), "-n", str(args.new_tokens), "-r", str(args.repeats)]
     note = "decodes from an empty cache; " + (
         "30 % fewer bytes a token than the released weights" if dense == "q8_0" else "same weights"
