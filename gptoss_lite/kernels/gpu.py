@@ -141,8 +141,8 @@ def in_halves(up: Experts) -> Any:
     assert isinstance(up, PackedExpertLinear)
     if up.blocks.ndim == 5:
         return up
-    halves = [tensor.unflatten(1, (2, -1)) for tensor in (up.blocks, up.scales)]
-    return PackedExpertLinear(*halves, up.bias)
+    blocks, scales = up.blocks.unflatten(1, (2, -1)), up.scales.unflatten(1, (2, -1))
+    return PackedExpertLinear(blocks, scales, up.bias)
 
 
 def why_not_gathered(

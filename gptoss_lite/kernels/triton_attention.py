@@ -12,6 +12,8 @@ Source:
     `torch/model.py` (sdpa).
 """
 
+# pyright: reportMissingImports=false
+
 import math
 
 import torch
@@ -139,7 +141,7 @@ def attend_token(
     n_kv_heads, group = k.shape[1], n_heads // k.shape[1]
     end = k.shape[2] if capacity is None else capacity
     size = SPLITS[k.element_size()]
-    n_splits = triton.cdiv(end - first, size)
+    n_splits = -(-(end - first) // size)  # rounded up
     parts = torch.empty(batch, n_heads, n_splits, width, dtype=torch.float32, device=q.device)
     logs = torch.empty(batch, n_heads, n_splits, dtype=torch.float32, device=q.device)
     out = torch.empty(batch, n_heads, 1, width, dtype=q.dtype, device=q.device)

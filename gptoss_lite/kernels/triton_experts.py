@@ -16,6 +16,8 @@ Source:
     2024 (MARLIN).
 """
 
+# pyright: reportMissingImports=false
+
 import inspect
 from collections.abc import Callable
 from typing import Any
