@@ -1,7 +1,7 @@
 // What scrolls sideways by itself is reached by Tab. The theme does this for code, not for these.
 (() => {
   "use strict";
-  const PLACES = "mjx-container[display=true], .bd-article table.table, .cell_output";
+  const PLACES = "mjx-container[display=true], .bd-article table.table, .cell_output, .gl-widget";
 
   function update() {
     for (const node of document.querySelectorAll(PLACES)) {
