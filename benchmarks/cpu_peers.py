@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     context = args.prompt_tokens + args.new_tokens
     limits = {p.name: peers.limit(args.folder, context, bandwidth, p) for p in chosen}
     result = peers.machine() | {
-        "settings": {key: str(value) for key, value in vars(args).items()},
+        "settings": peers.settings(args),
         "bandwidth_bytes_per_s": bandwidth,
         "peers": reports,
         "limits_tokens_per_s": limits,

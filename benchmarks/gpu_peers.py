@@ -21,7 +21,6 @@ from benchmarks import peers
 from benchmarks.peers import Peer, Report
 
 TIME_PEER = str(Path(__file__).with_name("time_peer.py"))
-WRITE = str(peers.ROOT / "tools" / "write_random_checkpoint.py")
 PROMPTS = (128, 1_024, 2_048, 8_192)
 LARGE_PROMPT = 1_024
 DRY_PROMPTS = (50,)  # past the small model's window
@@ -32,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.dry_run:
         with tempfile.TemporaryDirectory(prefix="gptoss-lite-") as place:
-            args.folder = args.large = Path(place, "tiny")
-            command = [sys.executable, WRITE, str(args.folder), "--model", "gpt-oss-nano"]
-            subprocess.run([*command, "--layers", "2"], check=True, capture_output=True)
+            args.folder = args.large = write_tiny(Path(place, "tiny"))
             return measure(args, "cpu")
     if args.folder is None:
         print("Name a checkpoint folder, or give --dry-run.", file=sys.stderr)
@@ -66,6 +63,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def write_tiny(folder: Path) -> Path:
+    from gptoss_lite.synthetic import write_synthetic  # here and not above: it brings torch
+
+    return write_synthetic("gpt-oss-nano", folder, layers=2, progress=False)
+
+
 def has_gpu() -> bool:
     """Ask in another process: torch would stay in this one's memory."""
     ask = "import sys, torch; sys.exit(not torch.cuda.is_available())"
@@ -87,7 +90,7 @@ def measure(args: argparse.Namespace, device: str) -> int:
         print(peers.table(reports[length], "ours", limits(reports[length])))
     if args.json:
         content = peers.machine() | {
-            "settings": {key: str(value) for key, value in vars(args).items()},
+            "settings": peers.settings(args),
             "prompts": reports,
         }
         args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

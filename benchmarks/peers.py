@@ -3,6 +3,7 @@
 Nothing here imports torch: a child's peak memory would otherwise start from this process's.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -172,6 +173,18 @@ def machine() -> Report:
         "priority": priority(),
         "load_average": os.getloadavg(),
     }
+
+
+def settings(args: argparse.Namespace) -> dict[str, str]:
+    """Return the options as text; of folders and files the name alone."""
+    return {
+        key: ", ".join(map(_plain, value)) if isinstance(value, (list, tuple)) else _plain(value)
+        for key, value in vars(args).items()
+    }
+
+
+def _plain(value: object) -> str:
+    return value.name if isinstance(value, Path) else str(value)
 
 
 def _cpu_name() -> str:

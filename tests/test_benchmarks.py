@@ -213,6 +213,8 @@ def test_cpu_peers_in_one_run(
     assert limits["llama.cpp, q8_0 dense"] > limits["llama.cpp, bfloat16 dense"]
     assert result["bandwidth_bytes_per_s"] > 0
     assert result["cpu"]
+    assert result["settings"]["gguf"] == "a-bf16.gguf, a-q8_0.gguf"
+    assert str(tmp_path) not in out.read_text()
 
 
 def test_transformers_is_timed_as_ours(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
