@@ -25,7 +25,7 @@ class Linear(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, bias: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.weight: Tensor = nn.Parameter(torch.empty(n_out, n_in))  # another's, where tied
         self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
         self.reset_parameters()
 
