@@ -32,6 +32,8 @@ BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 BODIES = {"this CPU": (), "portable": ("-DBODY=PORTABLE",)}
 if "avx2" in native._cpu():
     BODIES["AVX2"] = ("-DBODY=AVX2",)
+if "avx512bw" in native._cpu():
+    BODIES["AVX512"] = ("-DBODY=AVX512",)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,7 @@ def test_the_bodies_are_different_programs(libraries: dict[str, Any]) -> None:
     numbers = {name: library.body() for name, library in libraries.items()}
     assert numbers["portable"] == 0
     assert numbers.get("AVX2", 2) == 2
+    assert numbers.get("AVX512", 3) == 3
     assert numbers["this CPU"] > 0
 
 
@@ -249,29 +252,50 @@ def test_popular_and_rare_experts_meet_in_one_call(body: str) -> None:
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5 * exact.abs().max())
 
 
-def test_scales_from_zero_to_254_multiply_and_255_is_nan(body: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scales_from_zero_to_254_multiply_and_255_is_nan(body: str, dtype: torch.dtype) -> None:
     """One weight of 0.5 in each row, and x = 2: the product is the scale itself."""
     blocks = torch.zeros(1, 256, 1, 16, dtype=torch.uint8)
     blocks[..., 4] = 0x10  # weight 9
     scales = torch.arange(256).to(torch.uint8).view(1, 256, 1)
     layer = PackedExpertLinear(blocks, scales, None)
-    x = torch.zeros(1, 32)
+    x = torch.zeros(1, 32, dtype=dtype)
     x[0, 9] = 2.0
     out = native._matvec(x, [0], layer, (native._array([0]), native._array([0, 1])))
     assert torch.equal(out[0, :255].double(), 2.0 ** (torch.arange(255).double() - 127))
     assert out[0, 255].isnan()
+    layer.blocks.fill_(0x22)  # no weight is zero, so an infinite scale would give infinity
+    out = native._matvec(x + 1, [0], layer, (native._array([0]), native._array([0, 1])))
+    assert out[0, 255].isnan()
 
 
-def test_each_code_meets_its_own_number_of_x(body: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_code_meets_its_own_number_of_x(body: str, dtype: torch.dtype) -> None:
     """Row r has one weight that is not zero, number r of 64, and every code takes its turn."""
     for code in range(16):
         blocks = torch.zeros(1, 64, 2, 16, dtype=torch.uint8)
         for r in range(64):
             blocks[0, r, r // 32, r % 32 // 2] = code << (4 * (r % 2))
         layer = PackedExpertLinear(blocks, torch.full((1, 64, 2), 127, dtype=torch.uint8), None)
-        x = torch.arange(1.0, 65.0)[None]
+        x = torch.arange(1.0, 65.0, dtype=dtype)[None]
         out = native._matvec(x, [0], layer, (native._array([0]), native._array([0, 1])))
         assert torch.equal(out, mxfp4.VALUES[code] * x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_blocks", [1, 2, 4, 5, 15, 16, 19, 37, 90])
+def test_rows_of_any_number_of_blocks(body: str, dtype: torch.dtype, n_blocks: int) -> None:
+    """Products are exact, and any order of n float32 sums errs by n roundings of sum |w x|."""
+    layer = random_layer(3, 37, 32 * n_blocks, dtype, n_blocks, "no bias")
+    layer.scales.random_(100, 150, generator=seeded(1))
+    x = torch.randn(4, 32 * n_blocks, generator=seeded(n_blocks)).to(dtype)
+    groups = native._array([2, 0]), native._array([0, 1, 3])
+    got = native._matvec(x, [3, 0, 2], layer, groups).double()
+    weight = dequantize.plain(layer.blocks, layer.scales, torch.float64)
+    for p, (row, expert) in enumerate([(3, 2), (0, 0), (2, 0)]):
+        exact = weight[expert] @ x[row].double()
+        size = weight[expert].abs() @ x[row].double().abs()
+        assert ((got[p] - exact).abs() <= 32 * n_blocks * U32 * size).all()
 
 
 @pytest.mark.parametrize("pool", ["torch's threads", "threads of its own"])

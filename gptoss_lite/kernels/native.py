@@ -47,6 +47,7 @@ FEW_ROWS = 4  # from here on, a matrix product beats one dot product a row
 BIG_WEIGHTS = 2**20  # smaller matrices stay plain: nothing to gain, and no C compiler to find
 BYTES_PER_THREAD = 2**17  # a second thread costs about as much as reading this
 DTYPES = (torch.float32, torch.bfloat16)
+BF16_BODY = 4  # AVX512_BF16 of native.c, which takes four blocks of a bfloat16 x at once
 
 
 # --- build and load ------------------------------------------------------------------------------
@@ -212,7 +213,13 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     threads = (ctypes.c_int, pointer)
     library.dense_matvec.argtypes = (pointer, pointer, number, pointer, *threads)
-    library.packed_matvec.argtypes = (*(pointer,) * 3, number, *(pointer,) * 4, *threads)
+    library.packed_matvec.argtypes = (
+        *(pointer,) * 3,
+        ctypes.c_int,
+        number,
+        *(pointer,) * 4,
+        *threads,
+    )
     library.unpack.argtypes = (pointer, number, pointer, number, pointer, *threads)
     for function in (library.dense_matvec, library.packed_matvec, library.unpack):
         function.restype = None
@@ -517,13 +524,18 @@ def _matvec(x: Tensor, x_rows: list[int], layer: PackedExpertLinear, groups: Any
             "Check d_model, d_ff and whether the activation needs a gate."
         )
     out = torch.empty(len(x_rows), packed.rows)
-    # Even numbers of each block first: the low halves of its bytes are decoded before the high.
-    split = x.float().unflatten(-1, (-1, BLOCK // 2, 2)).transpose(-1, -2).contiguous()
+    quads = x.dtype == torch.bfloat16 and _library().body() == BF16_BODY
+    if quads:  # 16 bits of weights hold four, and are decoded from the lowest up
+        padded = F.pad(x, (0, -x.shape[1] % (4 * BLOCK)))
+        split = padded.unflatten(-1, (-1, BLOCK, 4)).transpose(-1, -2).contiguous()
+    else:  # even numbers of each block first: the low halves of its bytes are decoded before
+        split = x.float().unflatten(-1, (-1, BLOCK // 2, 2)).transpose(-1, -2).contiguous()
     n_bytes = len(experts) * packed.rows * packed.groups * (BLOCK // 2)
     _library().packed_matvec(
         ctypes.byref(packed),
         scale_table(torch.float32, torch.device("cpu")).data_ptr(),
         split.data_ptr(),
+        quads,
         len(experts),
         experts,
         starts,
