@@ -104,7 +104,7 @@ def open_transformers(folder: Path, device: str) -> tuple[Reader, str, int]:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
-        device_map=device,
+        device_map=None if device == "cpu" else device,  # needs the package accelerate
         quantization_config=Mxfp4Config(dequantize=True),
     ).eval()
 
