@@ -189,7 +189,9 @@ def test_the_limit_follows_the_formats() -> None:
     assert peers.limit(folder, 50, 1e9, Peer("x", [], experts="bfloat16")) < 1e9 / whole
 
 
-LLAMA_BENCH = """#!{python}
+# A shell finds Python even under a path with a space in it, which `#!` does not.
+LLAMA_BENCH = """#!/bin/sh
+exec "{python}" - "$@" <<'END'
 import json, sys
 words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 assert words["-m"].endswith(".gguf") and words["-t"] == "1" and words["-o"] == "json"
@@ -197,6 +199,7 @@ shared = {{"build_commit": "abc", "model_size": 1, "n_threads": 1}}
 rows = [{{**shared, "n_prompt": int(words["-p"]), "n_gen": 0, "samples_ts": [1.0, 90.0, 91.0]}}]
 rows += [{{**shared, "n_prompt": 0, "n_gen": int(words["-n"]), "samples_ts": [30.0]}}]
 print(json.dumps(rows[words["-p"] == "0":]))
+END
 """
 
 
