@@ -247,3 +247,30 @@ def test_by_length_draws_a_line_a_run(folder):
     ax = gl.viz.by_length(with_seeds(read(folder, "E9"), (0, 1)))
     assert [len(line.get_xdata()) for line in ax.lines] == [4, 4, 4, 4, 2, 2, 4, 4, 2]
     mpl.pyplot.close(ax.figure)
+
+
+# --- recorded benchmarks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cpu_4_layers", "cpu_24_layers"])
+def test_recorded_peers(name):
+    run = experiments_data.benchmark(name)
+    assert run["weights"] == "random"
+    assert run["peers"].keys() == run["limits_tokens_per_s"].keys()
+    assert "llama.cpp, bfloat16 dense" in run["peers"]
+    assert run["peers"]["gptoss_lite"]["backends"]["apply_experts"] == ["native"]
+    for peer, got in run["peers"].items():
+        assert 0 < got["decode_tokens_per_s"] < run["limits_tokens_per_s"][peer]
+
+
+def test_recorded_profile_has_the_parts_that_a_step_reads():
+    run = experiments_data.benchmark("profile")
+    assert run["weights"] == "random"
+    for seconds in run["seconds"].values():
+        assert seconds.keys() == run["bytes"].keys()
+        assert min(seconds.values()) > 0
+
+
+def test_unknown_benchmark():
+    with pytest.raises(GptOssLiteError, match="No benchmark 'gpu' is recorded"):
+        experiments_data.benchmark("gpu")
