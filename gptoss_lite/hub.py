@@ -80,7 +80,7 @@ def find(source: str | os.PathLike[str], *, want: Want = "weights", progress: bo
 
     Args:
         source: preset name, folder, or "organization/name" on the hub. A preset name wins over
-            a folder of that name; write "./gpt2" for the folder.
+            a folder of that name; write "./gpt2" for the folder. A Path is always a folder.
         want: what the folder must hold; from the hub, only the files for it are downloaded
             ("weights" brings config and tokenizer too).
         progress: show a progress bar while downloading.
@@ -113,12 +113,19 @@ def find(source: str | os.PathLike[str], *, want: Want = "weights", progress: bo
         raise CheckpointError(f"{folder} is a file: give the folder that holds it.")
     if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return _download(source, want, progress)
-    raise CheckpointError(_unknown(str(source), folder))
+    raise CheckpointError(_unknown(source, folder))
 
 
-def _unknown(source: str, folder: Path) -> str:
+def _unknown(source: str | os.PathLike[str], folder: Path) -> str:
     """Explain a source that is neither a name nor a folder."""
     names = [BUNDLED, *REPOS]
+    if not isinstance(source, str):
+        if (name := os.fspath(source)) in names:
+            return (
+                f"There is no folder {folder.absolute()}, and a Path is always a folder. "
+                f'For the model, give its name as a string: "{name}".'
+            )
+        return f"There is no folder {folder.absolute()}. {OFFLINE_CHOICE}"
     if os.sep in source or source.startswith((".", "~")):
         return f"There is no folder {folder.absolute()}. {OFFLINE_CHOICE}"
     near = difflib.get_close_matches(source.lower(), names, n=1, cutoff=0.5)

@@ -341,6 +341,21 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert sentence_of(missing) == f"There is no folder {missing}. {OFFLINE}"
 
 
+@pytest.mark.parametrize("name", ["gpt-oss-nano", "gpt2"])
+def test_a_path_that_is_the_name_of_a_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sentence_of(Path(name)) == (
+        f"There is no folder {tmp_path / name}, and a Path is always a folder. "
+        f'For the model, give its name as a string: "{name}".'
+    )
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "model.safetensors").touch()
+    assert hub.find(Path(name)) == tmp_path / name
+    assert sentence_of(Path("gpt-oss-20")) == f"There is no folder {tmp_path}/gpt-oss-20. {OFFLINE}"
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [("gpt-oss-20", "gpt-oss-20b"), ("GPT2-Large", "gpt2-large"), ("gpt-oss-nan", "gpt-oss-nano")],
