@@ -164,6 +164,25 @@ def kv_bytes(
     return batch * held * per_token
 
 
+def cache_dtype(config: ModelConfig, dense: str | None = None) -> str:
+    """Return the dtype in which a model keeps keys and values: that of its activations.
+
+    It is the dense weights' dtype, but for two that only store: float16 weights meet float32
+    activations (see `checkpoint.held_dtype`), and MXFP4 weights those of the published dtype.
+
+    Args:
+        config: the model.
+        dense: dtype of the weights outside the experts, if not the published one.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> cache_dtype(PRESETS["gpt-oss-20b"]), cache_dtype(PRESETS["gpt-oss-20b"], "float16")
+        ('bfloat16', 'float32')
+    """
+    dtype = config.dtype if dense in (None, "mxfp4") else dense
+    return "float32" if dtype == "float16" else dtype
+
+
 def step_bytes(
     config: ModelConfig,
     context_tokens: int = 0,
@@ -181,7 +200,8 @@ def step_bytes(
         config: the model.
         context_tokens: tokens in the cache of each sequence.
         batch: sequences that are decoded together, one token each.
-        dense: dtype of all but expert matrices, and of the cache; the published one if None.
+        dense: dtype of all but expert matrices; the published one if None. The cache follows it:
+            see `cache_dtype`.
         experts: dtype of the expert matrices; the published one if None.
 
     Returns:
@@ -213,7 +233,7 @@ def step_bytes(
         "other": (table["norms"] + table["router"]) * dense_bits,
     }
     read = {part: int(n / 8) for part, n in bits.items()}
-    cache = kv_bytes(config, context_tokens, batch=batch, dtype=dense or config.dtype)
+    cache = kv_bytes(config, context_tokens, batch=batch, dtype=cache_dtype(config, dense))
     return read | {"cache": cache}
 
 
@@ -338,7 +358,8 @@ def fit(
         memory_bytes: of the device, e.g. 16e9 for a card sold as 16 GB.
         context_tokens: tokens to hold.
         batch: sequences of that length.
-        dense: dtype of the weights outside the experts, if not the published one.
+        dense: dtype of the weights outside the experts, if not the published one. The cache
+            follows it: see `cache_dtype`.
         experts: dtype of the expert matrices, if not the published one.
         overhead_bytes: kept free for activations and the framework.
 
@@ -350,7 +371,8 @@ def fit(
     if memory_bytes <= 0:
         raise ConfigError(f"memory_bytes={memory_bytes} must be positive: 16e9 is 16 GB.")
     weights = weight_bytes(config, dense=dense, experts=experts)
-    cache = kv_bytes(config, min(context_tokens, config.context), batch=batch)
+    kept = cache_dtype(config, dense)
+    cache = kv_bytes(config, min(context_tokens, config.context), batch=batch, dtype=kept)
     room = int(memory_bytes) - weights - overhead_bytes
     return Fit(
         fits=cache <= room,
@@ -359,18 +381,18 @@ def fit(
         kv_bytes=cache,
         overhead_bytes=overhead_bytes,
         context_tokens=min(context_tokens, config.context),
-        longest_context_tokens=_longest_context(config, room, batch),
+        longest_context_tokens=_longest_context(config, room, batch, kept),
     )
 
 
-def _longest_context(config: ModelConfig, room_bytes: int, batch: int) -> int:
+def _longest_context(config: ModelConfig, room_bytes: int, batch: int, dtype: str) -> int:
     """Find the largest context whose cache fits, by bisection: kv_bytes only grows."""
     low, high = 0, config.context
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (
             (middle, high)
-            if kv_bytes(config, middle, batch=batch) <= room_bytes
+            if kv_bytes(config, middle, batch=batch, dtype=dtype) <= room_bytes
             else (low, middle - 1)
         )
     return low

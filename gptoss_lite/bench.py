@@ -214,7 +214,7 @@ def _filled_cache(model: Transformer, length: int) -> KVCache:
     """Return a cache as if the model had seen `length` tokens: random keys and values."""
     cache = KVCache(model.config)
     shape = (1, model.config.n_kv_heads, length, model.config.head_dim)
-    noise = torch.randn(shape, dtype=model.embed.weight.dtype, device=model.device)
+    noise = torch.randn(shape, dtype=model.norm.weight.dtype, device=model.device)
     for layer in cache.layers:
         layer.append(noise, noise)
     cache.n_seen = length

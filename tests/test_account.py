@@ -324,11 +324,12 @@ def test_the_longest_context_fits_and_one_more_does_not(
     assert fit.fits == (fit.needed_bytes <= fit.memory_bytes)
     assert fit.weight_bytes == account.weight_bytes(config)
     room, longest = fit.memory_bytes - fit.weight_bytes - GIB, fit.longest_context_tokens
+    dtype = "float32" if name == "gpt2-xl" else "bfloat16"
     assert 0 <= longest <= config.context
     if longest:
-        assert account.kv_bytes(config, longest, batch=batch) <= room
+        assert account.kv_bytes(config, longest, batch=batch, dtype=dtype) <= room
     if longest < config.context:
-        assert account.kv_bytes(config, longest + 1, batch=batch) > room
+        assert account.kv_bytes(config, longest + 1, batch=batch, dtype=dtype) > room
     if longest:
         assert fit.fits == (min(context, config.context) <= longest)
     else:
@@ -358,6 +359,26 @@ def test_fit_counts_what_the_options_ask_for() -> None:
     assert fit.needed_bytes == expected + fit.kv_bytes
     assert fit.context_tokens == 4_096
     assert json.loads(json.dumps(fit.to_dict()))["needed_bytes"] == fit.needed_bytes
+
+
+@pytest.mark.parametrize(
+    ("dense", "cached"),
+    [
+        (None, "bfloat16"),
+        ("bfloat16", "bfloat16"),
+        ("float16", "float32"),
+        ("float32", "float32"),
+        ("mxfp4", "bfloat16"),
+    ],
+)
+def test_the_cache_follows_the_dense_weights(dense: str | None, cached: str) -> None:
+    fit = account.fit(OSS_20B, 20e9, context_tokens=1_000, dense=dense)
+    assert account.cache_dtype(OSS_20B, dense) == cached
+    assert fit.kv_bytes == account.kv_bytes(OSS_20B, 1_000, dtype=cached)
+    assert account.step_bytes(OSS_20B, 1_000, dense=dense)["cache"] == fit.kv_bytes
+    room, longest = fit.memory_bytes - fit.weight_bytes - GIB, fit.longest_context_tokens
+    assert account.kv_bytes(OSS_20B, longest, dtype=cached) <= room
+    assert longest == 131_072 or account.kv_bytes(OSS_20B, longest + 1, dtype=cached) > room
 
 
 # --- mistakes ------------------------------------------------------------------------------------

@@ -78,6 +78,21 @@ def test_a_filled_cache_is_as_if_that_many_tokens_had_been_read(
             assert cache.n_bytes == account.kv_bytes(CONFIG, length + 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_cache_takes_the_bytes_that_were_predicted(folder: Path, dtype: torch.dtype) -> None:
+    """After a text, past the window, and in the caches that are timed."""
+    model = gl.load(folder, dtype=dtype, device="cpu", progress=False)
+    cache, dense = gl.KVCache(CONFIG), str(dtype).removeprefix("torch.")
+    assert len(list(gl.generate(model, range(40), max_new_tokens=21, cache=cache))) == 21
+    assert cache.n_bytes == account.fit(CONFIG, 1e9, context_tokens=60, dense=dense).kv_bytes
+    weights_alone, everything = (bench.bytes_read_per_token(model, n) for n in (0, 60))
+    assert cache.n_bytes == everything - weights_alone
+    filled = bench._filled_cache(model, 60)
+    assert filled.n_bytes == cache.n_bytes
+    with torch.no_grad():
+        assert model(torch.ones(1, 1, dtype=torch.long), filled).isfinite().all()
+
+
 def test_the_context_is_the_prompts_unless_another_is_given(model: gl.Transformer) -> None:
     result = bench.measure(model, prompt_tokens=7, new_tokens=2, repeats=1)
     assert result.context_tokens == 7

@@ -70,9 +70,12 @@ def test_the_coefficients_give_account_s_sums(name: str):
             sizes = ((c["n_dense"], dense), (c["n_experts"], experts))
             total = sum(int(n * account.BITS[dtype] / 8) for n, dtype in sizes)
             assert total == account.weight_bytes(config, dense=dense, experts=experts)
+    assert c["cached"] == {dense: account.cache_dtype(config, dense) for dense in account.BITS}
     for n in (1, 2, 100, 128, 129, 5_000, 131_072):
         held = sum(count * min(n, window or n) for window, count in c["layers"])
-        assert 3 * held * c["kv"] == account.kv_bytes(config, n, batch=3)
+        for cached in c["cached"].values():
+            n_bytes = 3 * held * c["kv"] * account.BITS[cached] / 8
+            assert n_bytes == account.kv_bytes(config, n, batch=3, dtype=cached)
         assert c["matmul_flops"] + c["attention_flops"] * held == account.flops(config, n)
 
 

@@ -148,8 +148,8 @@ def _coefficients(name: str, config: ModelConfig) -> dict[str, Any]:
         "dense": config.dtype,
         "experts": config.expert_dtype,
         "layers": [[window, windows.count(window)] for window in kinds],
-        # of one token in one layer: with one token every layer holds one
-        "kv": account.kv_bytes(config, 1) // config.n_layers,
+        "kv": 2 * config.n_kv_heads * config.head_dim,  # numbers of one token in one layer
+        "cached": {dense: account.cache_dtype(config, dense) for dense in account.BITS},
         "matmul_flops": account.matmul_flops(config),
         "attention_flops": account.attention_flops(config, 1) // config.n_layers,
     }
