@@ -80,7 +80,8 @@ def generate(
     The prompt is read in chunks into a KV cache; then each step reads one token. The stop id is
     yielded too, so that the caller sees why the text ended. Ends early where the model's context
     is full. On a CUDA device the step is recorded once and replayed (`kernels.decode`), unless the
-    caller has given a cache, wants guesses, has a trace open or hooks set.
+    caller has given a cache, wants guesses, has a trace open or hooks set. Where a trace is opened
+    or a hook set between two tokens, the next step is a plain one.
 
     With `lookup`, a step also reads tokens that are only guessed: where the last few tokens stood
     in the text before, it guesses that what followed then follows now. The model's own choices
@@ -313,10 +314,23 @@ def _reader(
     model: Transformer, cache: KVCache, records: bool
 ) -> Callable[[list[int]], Float[Tensor, "n V"]]:
     """Return what reads the next tokens and gives a row of logits for each."""
+
+    def plain(tokens: list[int]) -> Tensor:
+        return _next_logits(model, tokens, cache, len(tokens))
+
     if not records or decode.why_not(model):
-        return lambda tokens: _next_logits(model, tokens, cache, len(tokens))
-    decoder = decode.Decoder(model, cache)
-    return lambda tokens: decoder(*tokens)[None]
+        return plain
+    hooks, decoder = decode.hooks(model), None
+
+    def recorded(tokens: list[int]) -> Tensor:
+        nonlocal cache, decoder
+        if any(hooks):  # which a recorded step would not call; a trace sets some, too
+            cache, decoder = decoder.cache() if decoder else cache, None
+            return plain(tokens)
+        decoder = decoder or decode.Decoder(model, cache)
+        return decoder(*tokens)[None]
+
+    return recorded
 
 
 def _accepted(

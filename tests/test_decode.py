@@ -172,3 +172,73 @@ def test_generate_uses_it_where_it_can(temperature: float, monkeypatch: pytest.M
     assert write() == want
     assert made[0].n_seen == 3 + 24
     assert made[0].capacity == 48
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("n_seen", [0, 1, 6, 7, 8, 19])
+def test_a_cache_of_what_the_buffers_hold(n_seen: int) -> None:
+    """Shorter and longer than the window of 7, and after it went round."""
+    model, text = build(GPT_OSS), tokens(GPT_OSS, 1, n_seen + 9)
+    with torch.no_grad():
+        decoder, reference = decode.Decoder(model, KVCache(GPT_OSS), spare=4), KVCache(GPT_OSS)
+        for token in text[0, :n_seen].tolist():
+            decoder(token)
+        if n_seen:
+            model(text[:, :n_seen], reference)
+        cache = decoder.cache()
+        assert cache.n_seen == n_seen
+        assert cache.n_bytes == reference.n_bytes
+        assert [layer.length for layer in cache.layers] == [n_seen] * GPT_OSS.n_layers
+        got, want = (model(text[:, n_seen:], each) for each in (cache, reference))
+        torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCE)
+        decoder(3)  # whose buffers are its own
+        assert cache.n_seen == n_seen + 9
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[decode.Decoder]:
+    """Let `generate` use decoders here, and keep them."""
+    right, kept = decode.Decoder, []
+
+    def make(model: Transformer, cache: KVCache) -> decode.Decoder:
+        kept.append(right(model, cache, spare=9))
+        return kept[-1]
+
+    monkeypatch.setattr(decode, "Decoder", make)
+    monkeypatch.setattr(decode, "why_not", lambda model: None)
+    return kept
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("traced", [(0, 1), (4, 6), (13, 20), (24, 25)])
+def test_a_trace_that_is_opened_between_tokens_sees_the_steps(
+    traced: tuple[int, int], made: list[decode.Decoder]
+) -> None:
+    """A step is plain while it is open, and recorded before and after; the text is the same."""
+    model, (first, end) = build(GPT_OSS), traced
+    want = list(generate(model, [5, 6, 7], max_new_tokens=27, cache=KVCache(GPT_OSS)))
+    made.clear()
+    steps = generate(model, [5, 6, 7], max_new_tokens=27)
+    text = [next(steps) for _ in range(first + 1)]  # the first comes from the prompt alone
+    with trace(model, "probs", "resid") as seen:
+        text += [next(steps) for _ in range(end - first)]
+    text += steps
+    assert text == want
+    assert len(seen.steps("blocks.1.resid")) == end - first
+    visible = [probs.shape[-1] for probs in seen.steps("blocks.1.attn.probs")]  # a full layer
+    assert visible == [3 + n + 1 for n in range(first, end)]
+    assert [decoder.n_seen for decoder in made] == [3 + first] * (first > 0) + [3 + 26] * (end < 26)
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_hook_that_is_set_between_tokens_is_called(made: list[decode.Decoder]) -> None:
+    model, called = build(GPT_OSS), []
+    steps = generate(model, [5, 6, 7], max_new_tokens=27)
+    next(steps), next(steps)
+    assert made[0].n_seen == 4
+    handle = model.blocks[2].ffn.register_forward_hook(lambda *args: called.append(1))
+    next(steps), next(steps)
+    handle.remove()
+    next(steps)
+    assert len(called) == 2
+    assert [decoder.n_seen for decoder in made] == [4, 7]
