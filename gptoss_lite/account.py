@@ -99,6 +99,29 @@ def weight_bytes(
     return int(rest * dense_bits / 8) + int(expert_weights * expert_bits / 8)
 
 
+def embedding_bytes(config: ModelConfig, dense: str | None = None) -> int:
+    """Count the bytes that a device saves if the embedding stays in another memory.
+
+    Args:
+        config: the model.
+        dense: dtype of the weights outside the experts, if not the published one.
+
+    Raises:
+        ConfigError: a tied embedding: it is the output matrix, which every token reads whole.
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> embedding_bytes(PRESETS["gpt-oss-20b"])
+        1158266880
+    """
+    if config.tied:
+        raise ConfigError(
+            "This model's embedding is its output matrix, too, so it cannot be left on the CPU: "
+            "every token reads all of it. Do without offload_embedding."
+        )
+    return int(parameter_table(config)["embedding"] * dtype_bits(dense or config.dtype) / 8)
+
+
 def expert_bytes(config: ModelConfig) -> int:
     """Count the bytes of one expert as the files hold it: its matrices and its biases.
 
@@ -349,6 +372,7 @@ def fit(
     batch: int = 1,
     dense: str | None = None,
     experts: str | None = None,
+    offload_embedding: bool = False,
     overhead_bytes: int = OVERHEAD_BYTES,
 ) -> Fit:
     """Say whether weights, cache and overhead fit a memory, and the longest context that does.
@@ -361,7 +385,11 @@ def fit(
         dense: dtype of the weights outside the experts, if not the published one. The cache
             follows it: see `cache_dtype`.
         experts: dtype of the expert matrices, if not the published one.
+        offload_embedding: the embedding is in another memory, as `load` can leave it.
         overhead_bytes: kept free for activations and the framework.
+
+    Raises:
+        ConfigError: no memory, or an embedding that is the output matrix, too, to be left out.
 
     Example:
         >>> from gptoss_lite.presets import PRESETS
@@ -371,6 +399,8 @@ def fit(
     if memory_bytes <= 0:
         raise ConfigError(f"memory_bytes={memory_bytes} must be positive: 16e9 is 16 GB.")
     weights = weight_bytes(config, dense=dense, experts=experts)
+    if offload_embedding:
+        weights -= embedding_bytes(config, dense)
     kept = cache_dtype(config, dense)
     cache = kv_bytes(config, min(context_tokens, config.context), batch=batch, dtype=kept)
     room = int(memory_bytes) - weights - overhead_bytes

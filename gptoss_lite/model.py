@@ -111,7 +111,9 @@ class Transformer(nn.Module):
         layer_caches = cache.layers if cache else [None] * len(self.blocks)
         positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
         cos, sin = self.rotation(positions)
-        x = self.embed(tokens) + self.positions(positions)
+        # the table may be elsewhere, `load(offload_embedding=True)`: then only its rows come here
+        x = self.embed(tokens.to(self.embed.weight.device)).to(tokens.device)
+        x = x + self.positions(positions)
         x = self.dropout(x.to(self.norm.weight.dtype))  # a float16 model keeps norms in float32
         for block, layer_cache in zip(self.blocks, layer_caches, strict=True):
             x = block(x, cos, sin, layer_cache)
@@ -138,5 +140,5 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding is, and so where tokens must be."""
-        return self.embed.weight.device
+        """Where the blocks are, and so where tokens must be."""
+        return self.norm.weight.device

@@ -223,6 +223,7 @@ class State:
     """What a step reads and writes besides the model; always at the same place in memory."""
 
     token: Int[Tensor, "1 1"]
+    row: Float[Tensor, "1 1 D"] | None  # of the embedding, if that is on another device
     position: Int[Tensor, "1"]  # of the token
     cos: Float[Tensor, "capacity half"]
     sin: Float[Tensor, "capacity half"]
@@ -252,7 +253,7 @@ def step(model: Transformer, state: State) -> Float[Tensor, " V"]:
 
 
 def _embedded(model: Transformer, state: State) -> Tensor:
-    x = model.embed(state.token)
+    x = model.embed(state.token) if state.row is None else state.row
     if isinstance(model.positions, LearnedPositions):  # its forward looks at the position's value
         x = x + model.positions.weight.index_select(0, state.position)
     return x.to(model.norm.weight.dtype)
@@ -294,7 +295,8 @@ def why_not(model: Transformer) -> str | None:
         return f"the model is on {model.device.type}; only CUDA records graphs"
     if model.n_ranks > 1:
         return "several processes share the model, and a recorded step does not add their sums up"
-    if any(parameter.device != model.device for parameter in model.parameters()):
+    parts = [part for part in model.parameters() if part is not model.embed.weight]
+    if any(part.device != model.device for part in parts):
         return "the model lies on several devices"
     if model.training and model.config.dropout > 0:
         return "the model is in training mode, with dropout"
@@ -355,9 +357,11 @@ class Decoder:
         past = [self._held(layer) for layer in cache.layers]
         if (batch := past[0][0].shape[0]) != 1:
             raise ShapeError(f"A Decoder continues one sequence, but the cache holds {batch}.")
-        device = model.device
+        device, table = model.device, model.embed.weight
+        is_near = table.device == device
         self.state = State(
             token=torch.zeros(1, 1, dtype=torch.int64, device=device),
+            row=None if is_near else table.new_zeros(1, 1, table.shape[1], device=device),
             position=torch.full((1,), self.n_seen, dtype=torch.int64, device=device),
             **self._tables(self.n_seen + spare),
             layers=[],
@@ -440,7 +444,12 @@ class Decoder:
             )
         if self.n_seen == self.capacity:
             self._grow()
-        self.state.token.fill_(token)
+        if self.state.row is None:
+            self.state.token.fill_(token)
+        else:  # a graph cannot look at another device
+            embed = self.model.embed
+            there = torch.full((1, 1), token, device=embed.weight.device)
+            self.state.row.copy_(embed(there))
         if self.model.device.type == RECORDS:
             logits = self._replay()
         else:
