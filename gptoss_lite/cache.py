@@ -10,6 +10,8 @@ from gptoss_lite.config import ModelConfig
 from gptoss_lite.errors import ShapeError
 
 Pair = tuple[Float[Tensor, "B K S hd"], Float[Tensor, "B K S hd"]]
+# Buffers of keys and values [B K capacity hd], the first row that a token sees, and its own row.
+Row = tuple[Tensor, Tensor, int, int]
 
 
 class FullCache:
@@ -28,6 +30,16 @@ class FullCache:
         self._buffer[1, :, :, self.length : end] = v
         self.length = end
         return self._buffer[0, :, :, :end], self._buffer[1, :, :, :end]
+
+    def next_row(self) -> Row | None:
+        """Say where the next token goes and what it sees; None if nothing is free for it."""
+        if self._buffer is None or self.length == self._buffer.shape[3]:
+            return None
+        return *self._buffer.unbind(0), 0, self.length
+
+    def claim_row(self) -> None:
+        """Count the token whose key and value the caller has written to `next_row`."""
+        self.length += 1
 
     def _grown(self, k: Tensor, needed: int) -> Tensor:
         batch, heads, _, width = k.shape
@@ -90,6 +102,17 @@ class SlidingCache:
             self._values[:, :, self._held : end] = v
             k, v, self._held = self._keys, self._values, end
         return k[:, :, start:end], v[:, :, start:end]
+
+    def next_row(self) -> Row | None:
+        """Say where the next token goes and what it sees; None if nothing is free for it."""
+        if self._keys is None or self._values is None or self._held == self._keys.shape[2]:
+            return None
+        return self._keys, self._values, max(0, self._held - (self.window - 1)), self._held
+
+    def claim_row(self) -> None:
+        """Count the token whose key and value the caller has written to `next_row`."""
+        self.length += 1
+        self._held += 1
 
     def _renewed(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Move what is kept to new buffers; return all that was held, and the new tokens."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gptoss_lite.attention import Attention
 from gptoss_lite.cache import FullCache, KVCache, SlidingCache
 from gptoss_lite.config import ModelConfig
+from gptoss_lite.dispatch import Op
 from gptoss_lite.errors import ShapeError
 from gptoss_lite.ffn import FeedForward
 from gptoss_lite.linear import Linear
@@ -46,6 +47,14 @@ class Block(nn.Module):
         x = x + self.dropout(self.ffn(self.ffn_norm(x)))
         tap("resid", x)
         return x
+
+
+@Op
+def logits(
+    model: "Transformer", tokens: Int[Tensor, "B T"], cache: KVCache | None = None
+) -> Float[Tensor, "B T V"]:
+    """Return a model's next-token logits at each position; the cache is extended in place."""
+    return model.unembed(model.hidden(tokens, cache))
 
 
 class Transformer(nn.Module):
@@ -100,13 +109,13 @@ class Transformer(nn.Module):
         Raises:
             ShapeError: ids outside the vocabulary, or not a [B, T] tensor of integers.
         """
-        return self.unembed(self.hidden(tokens, cache))
+        return logits(self, tokens, cache)
 
     def hidden(
         self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None
     ) -> Float[Tensor, "B T D"]:
         """Return what the output head reads: the residual stream after the last norm."""
-        self._check(tokens)
+        self.check(tokens)
         past = cache.n_seen if cache else 0
         layer_caches = cache.layers if cache else [None] * len(self.blocks)
         positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
@@ -121,7 +130,8 @@ class Transformer(nn.Module):
             cache.n_seen += tokens.shape[1]
         return self.norm(x)
 
-    def _check(self, tokens: Tensor) -> None:
+    def check(self, tokens: Tensor) -> None:
+        """Raise ShapeError for what are not token ids of this model, [B, T]."""
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise ShapeError(
                 f"tokens must be integers of shape [batch, length], got {tokens.dtype} "

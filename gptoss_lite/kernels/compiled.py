@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptoss_lite.kernels import native  # imported first, so registered first
+from gptoss_lite.kernels import build, native  # imported first, so registered first
 from gptoss_lite.linear import linear
 from gptoss_lite.moe import Experts, apply_experts
 from gptoss_lite.mxfp4 import BLOCK, PackedExpertLinear, check_packed, scale_table
@@ -90,7 +90,7 @@ def packed_dot(
 
 
 def _native_is_there() -> str | None:
-    return "the native backend is there, and faster" if native.missing() is None else None
+    return "the native backend is there, and faster" if build.missing() is None else None
 
 
 def linear_too_small(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:

@@ -1,244 +1,87 @@
-"""Products with a few rows on the CPU, in C that the system's compiler builds on first use.
-
-Why C and not numba: macOS with its command line tools and nearly every Linux have a C compiler,
-while numba would be one more dependency. And the table lookup that makes this fast is one line of
-C intrinsics that a reader can follow, where numba needs LLVM assembly written by hand.
+"""Few tokens on the CPU, in C: products with packed and dense weights, and attention.
 
 The weights stay where the file is mapped, in the file's own layout. Sums are float32, so for a
 bfloat16 model the answers are closer to the exact ones than the plain version's, which rounds to
-bfloat16 after every operation.
-
-`native.c` is built into `~/.cache/gptoss_lite` (or `$XDG_CACHE_HOME/gptoss_lite`) once for each
-version, compiler and CPU. Set `GPTOSS_LITE_NATIVE=0` to do without.
+bfloat16 after every operation. `build.py` says how the C files come to be a library.
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
+import inspect
+import math
 from collections.abc import Callable
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptoss_lite.errors import BackendError, ShapeError
+from gptoss_lite.attention import attend
+from gptoss_lite.errors import ShapeError
+from gptoss_lite.ffn import clamped_swiglu, gelu, swiglu
+from gptoss_lite.kernels import build
 from gptoss_lite.linear import linear
 from gptoss_lite.moe import Experts, apply_experts
 from gptoss_lite.mxfp4 import BLOCK, PackedExpertLinear, check_packed, dequantize, scale_table
 from gptoss_lite.mxfp4 import VALUES as E2M1
-
-OFF_VARIABLE = "GPTOSS_LITE_NATIVE"  # "0" turns this backend off
-SOURCE = Path(__file__).with_name("native.c")
-COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")  # never -ffast-math
-CPU_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # not every compiler knows the first
-COMPILE_TIMEOUT_S = 60
+from gptoss_lite.trace import wants
 
 FEW_ROWS = 4  # from here on, a matrix product beats one dot product a row
 BIG_WEIGHTS = 2**20  # smaller matrices stay plain: nothing to gain, and no C compiler to find
-BYTES_PER_THREAD = 2**17  # a second thread costs about as much as reading this
+WIDE = 2**11  # and so do narrower vectors, unless the matrix is big
+WIDE_KEYS = 2**9  # numbers of a token's key, over all heads: 20b's and 120b's
 DTYPES = (torch.float32, torch.bfloat16)
-BF16_BODY = 4  # AVX512_BF16 of native.c, which takes four blocks of a bfloat16 x at once
+BF16_BODY = 4  # AVX512_BF16 of vectors.h, which takes four blocks of a bfloat16 x at once
 
 
-# --- build and load ------------------------------------------------------------------------------
+def numbers(*names: str) -> tuple[tuple[str, type], ...]:
+    """Declare fields of a C structure that hold int64_t."""
+    return tuple((name, ctypes.c_int64) for name in names)
 
 
-class _Dense(ctypes.Structure):
+def pointers(*names: str) -> tuple[tuple[str, type], ...]:
+    """Declare fields of a C structure that hold addresses."""
+    return tuple((name, ctypes.c_void_p) for name in names)
+
+
+class Dense(ctypes.Structure):
+    """A dense matrix, and its bias or nothing."""
+
+    _fields_ = (*pointers("weight", "bias"), *numbers("row_stride", "rows", "width", "bf16"))
+
+
+class Packed(ctypes.Structure):
+    """The packed matrices of all experts of a layer."""
+
     _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("row_stride", "rows", "width", "bf16")),
+        *pointers("bytes", "scales", "bias"),
+        *numbers("expert_bytes", "half_bytes", "row_bytes"),
+        *numbers("expert_scales", "half_scales", "row_scales"),
+        *numbers("expert_bias", "bias_bf16", "rows", "half_rows", "groups"),
     )
 
 
-class _Packed(ctypes.Structure):
+class Activation(ctypes.Structure):
+    """What is done to the sums of an expert's first matrix."""
+
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("bytes", "scales", "bias")),
-        *((name, ctypes.c_int64) for name in ("expert_bytes", "half_bytes", "row_bytes")),
-        *((name, ctypes.c_int64) for name in ("expert_scales", "half_scales", "row_scales")),
-        *((name, ctypes.c_int64) for name in ("expert_bias", "bias_bf16")),
-        *((name, ctypes.c_int64) for name in ("rows", "half_rows", "groups")),
+        *numbers("kind"),
+        *((name, ctypes.c_double) for name in ("alpha", "limit", "shift")),
     )
 
 
-_LOCK = threading.Lock()
+class _Pairs(ctypes.Structure):
+    _fields_ = (*numbers("n_experts", "n_pairs"), *pointers("experts", "starts", "x_rows"))
 
 
-class _Built:
-    """The library, or the reason why there is none; found out once, on first use."""
-
-    def __init__(self) -> None:
-        self.library: Any = None
-        self.problem: str | None = None
-        self.done = False
-
-    def library_or_problem(self) -> tuple[Any, str | None]:
-        if not self.done:
-            with _LOCK:
-                if not self.done:
-                    try:
-                        self.library = _declare(_build())
-                    except BackendError as problem:
-                        self.problem = str(problem)
-                    except OSError as problem:
-                        self.problem = f"native.c could not be built or loaded: {problem}"
-                    self.done = True
-        return self.library, self.problem
-
-
-_BUILT = _Built()
-
-
-def missing() -> str | None:
-    """Say why the C code cannot be used on this machine; the first call builds it."""
-    if os.environ.get(OFF_VARIABLE) == "0":
-        return f"{OFF_VARIABLE}=0 turns it off"
-    return _BUILT.library_or_problem()[1]
-
-
-def _build() -> ctypes.CDLL:
-    """Load the library from the user's cache, or build it."""
-    if os.name != "posix" or sys.byteorder != "little":
-        raise BackendError(f"the C code is not made for {platform.system()} {platform.machine()}")
-    compiler = _compiler()
-    key = _key(compiler)
-    folder = _cache_folder()
-    try:
-        for kept in folder.glob(f"{key}-*.so"):
-            if _digest(kept.read_bytes()) == kept.stem.removeprefix(f"{key}-"):
-                return ctypes.CDLL(str(kept))
-    except OSError:
-        pass  # a cache that cannot be read, or not be run from, is as good as an empty one
-    with tempfile.TemporaryDirectory(prefix="gptoss_lite-") as work:
-        built = Path(work) / "native.so"
-        _compile(compiler, built)
-        kept = _keep(built.read_bytes(), folder, key)
-        try:
-            return ctypes.CDLL(str(built))
-        except OSError:  # nothing may be run from the temporary folder
-            if kept is None:
-                raise
-            return ctypes.CDLL(str(kept))
-
-
-def _compiler_or_none() -> str | None:
-    return next(filter(None, map(shutil.which, COMPILERS)), None)
-
-
-def _compiler() -> str:
-    if (compiler := _compiler_or_none()) is None:
-        raise BackendError("there is no C compiler (cc, gcc or clang) to build native.c with")
-    return compiler
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(base) / "gptoss_lite"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _key(compiler: str) -> str:
-    """Name what a library depends on: the source, the compiler, its flags and the CPU."""
-    stamp = Path(compiler).resolve().stat()
-    parts = (SOURCE.read_text(encoding="utf-8"), FLAGS, compiler, stamp.st_size, stamp.st_mtime_ns)
-    return "native-" + _digest(repr((*parts, _cpu())).encode())
-
-
-def _cpu() -> str:
-    """Name the CPU and what it can do; a home may be shared by different machines."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-    if sys.platform == "darwin":
-        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout
-    return platform.machine() + platform.processor()
-
-
-def _compile(compiler: str, target: Path, more_flags: tuple[str, ...] = ()) -> None:
-    """Compile `native.c`.
-
-    Raises:
-        BackendError: no set of flags worked; with the first line of the compiler's last message.
-    """
-    message = ""
-    for cpu in CPU_FLAGS:
-        command = [compiler, *FLAGS, *cpu, *more_flags, "-o", str(target), str(SOURCE)]
-        try:
-            ran = subprocess.run(
-                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as problem:
-            raise BackendError(f"{compiler} could not build native.c: {problem}") from None
-        if ran.returncode == 0 and target.is_file():
-            return
-        message = next(iter(ran.stderr.strip().splitlines()), f"exit status {ran.returncode}")
-    raise BackendError(f"{compiler} could not build native.c: {message}")
-
-
-def _keep(content: bytes, folder: Path, key: str) -> Path | None:
-    """Put the library into the cache, whole or not at all; its name says what it must hold."""
-    target = folder / f"{key}-{_digest(content)}.so"
-    part = folder / f"{key}.{os.getpid()}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(f"{key}-*.so"):
-            old.unlink(missing_ok=True)  # it was damaged, or it would have been loaded
-        try:
-            part.write_bytes(content)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError:
-        return None  # a read-only home or a full disk: each process builds its own, in a second
-    return target
-
-
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    threads = (ctypes.c_int, pointer)
-    library.dense_matvec.argtypes = (pointer, pointer, number, pointer, *threads)
-    library.packed_matvec.argtypes = (
-        *(pointer,) * 3,
-        ctypes.c_int,
-        number,
-        *(pointer,) * 4,
-        *threads,
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *pointers("q", "k", "v", "sinks", "out"),
+        *numbers("batch", "heads", "kv_heads", "queries", "keys", "width", "window"),
+        *((name, ctypes.c_int64 * 3) for name in ("q_strides", "k_strides", "v_strides")),
+        *numbers("bf16", "sinks_bf16", "q_bf16"),
+        ("scale", ctypes.c_double),
     )
-    library.unpack.argtypes = (pointer, number, pointer, number, pointer, *threads)
-    for function in (library.dense_matvec, library.packed_matvec, library.unpack):
-        function.restype = None
-    return library
-
-
-@cache
-def _parallel() -> int | None:
-    """Return the address of the function that runs work on torch's own threads, if it has one."""
-    try:
-        function = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # of the OpenMP that torch loaded
-    except (OSError, AttributeError):
-        return None
-    return ctypes.cast(function, ctypes.c_void_p).value
-
-
-def _threads(n_bytes: int) -> tuple[int, int | None]:
-    """Return how many threads reading so many bytes is worth, and how to get them."""
-    return max(1, min(torch.get_num_threads(), n_bytes // BYTES_PER_THREAD)), _parallel()
 
 
 # --- what all calls need -------------------------------------------------------------------------
@@ -261,12 +104,19 @@ def unreadable(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def _is_small(n_weights: int, device: torch.device) -> str | None:
+def is_small(n_weights: int, device: torch.device) -> str | None:
+    """Say why a matrix of so many weights gains nothing from C, or None."""
     if device.type != "cpu":  # said here already, so that a model on a GPU builds no C code
         return f"the matrix is on {device}, and this is for the CPU"
     if n_weights >= BIG_WEIGHTS:
         return None
     return f"the matrix has {n_weights:,} weights, and below {BIG_WEIGHTS:,} there is no gain"
+
+
+def call(function: str, n_bytes: int, *arguments: Any) -> None:
+    """Run a C function on as many threads as reading so many bytes is worth."""
+    if getattr(build.library(), function)(*arguments, *build.threads(n_bytes)):
+        raise MemoryError(f"native: no memory for what {function} has to note down")
 
 
 # --- linear --------------------------------------------------------------------------------------
@@ -292,41 +142,40 @@ def linear_too_small(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> s
     n_rows = x.numel() // max(1, weight.shape[1])
     if n_rows > FEW_ROWS:
         return f"x has {n_rows} rows, and above {FEW_ROWS} a matrix product is faster"
-    return _is_small(weight.numel(), weight.device)
+    if weight.shape[1] >= WIDE and weight.device.type == "cpu":
+        return None  # few rows, but long ones: a router
+    return is_small(weight.numel(), weight.device)
 
 
-@linear.backend("native", linear_why_not, missing=missing, too_small=linear_too_small)
+@linear.backend("native", linear_why_not, missing=build.missing, too_small=linear_too_small)
 def linear_native(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias; see `linear.linear`.
 
     The sum and the bias are float32 and rounded to x's dtype once, at the end.
     """
-    rows = x.reshape(-1, weight.shape[1]).float().contiguous()
-    out = rows.new_empty(len(rows), len(weight))
-    matrix = _Dense(
+    x = x.contiguous()
+    out = x.new_empty(*x.shape[:-1], len(weight))
+    n_rows = x.numel() // max(1, weight.shape[1])
+    pointers = ctypes.byref(dense_matrix(weight, bias)), x.data_ptr(), n_rows, out.data_ptr()
+    call("dense_matvec", weight.nbytes, *pointers)
+    return out
+
+
+def dense_matrix(weight: Tensor, bias: Tensor | None) -> Dense:
+    """Describe a matrix to C."""
+    return Dense(
         weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
         weight.stride(0) * weight.itemsize,
-        len(weight),
-        weight.shape[1],
+        *weight.shape,
         weight.dtype == torch.bfloat16,
     )
-    threads = _threads(weight.nbytes)
-    library = _library()
-    library.dense_matvec(ctypes.byref(matrix), rows.data_ptr(), len(rows), out.data_ptr(), *threads)
-    return out.to(x.dtype).view(*x.shape[:-1], len(weight))
-
-
-def _library() -> Any:
-    library, problem = _BUILT.library_or_problem()
-    assert problem is None, problem
-    return library
 
 
 # --- packed matrices -----------------------------------------------------------------------------
 
 
-def _strides_problem(blocks: Tensor, scales: Tensor) -> str | None:
+def strides_problem(blocks: Tensor, scales: Tensor) -> str | None:
     """Say why rows cannot be found by strides: [E, rows, G, 16] or [E, 2, F, G, 16] it must be."""
     if blocks.ndim not in (4, 5):
         return f"packed blocks have {blocks.ndim} axes, not 4 or 5"
@@ -336,10 +185,15 @@ def _strides_problem(blocks: Tensor, scales: Tensor) -> str | None:
     return None
 
 
-def _packed(blocks: Tensor, scales: Tensor, bias: Tensor | None) -> _Packed:
+def packed_matrix(
+    blocks: Tensor, scales: Tensor, bias: Tensor | None, in_halves: bool = False
+) -> Packed:
+    """Describe the packed matrices of all experts to C."""
+    if in_halves and blocks.ndim == 4:  # [gate | up] in one run of rows: take them in turn, too
+        blocks, scales = blocks.unflatten(1, (2, -1)), scales.unflatten(1, (2, -1))
     halves = blocks.shape[1] if blocks.ndim == 5 else 1
     half_rows, groups = blocks.shape[-3], blocks.shape[-2]
-    return _Packed(
+    return Packed(
         blocks.data_ptr(),
         scales.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -365,10 +219,10 @@ def _number_table(dtype: torch.dtype) -> Tensor:
     return values.contiguous()
 
 
-def _unpack(packed: _Packed, expert: int, out: Tensor) -> None:
+def _unpack(packed: Packed, expert: int, out: Tensor) -> None:
     table = _number_table(out.dtype)
-    arguments = packed, expert, table.data_ptr(), out.itemsize, out.data_ptr()
-    _library().unpack(ctypes.byref(packed), *arguments[1:], *_threads(out.nbytes))
+    numbers = expert, table.data_ptr(), out.itemsize, out.data_ptr()
+    call("unpack", out.nbytes, ctypes.byref(packed), *numbers)
 
 
 # --- dequantize ----------------------------------------------------------------------------------
@@ -387,10 +241,12 @@ def dequantize_too_small(
     blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16
 ) -> str | None:
     """Say why another version is as fast, or None."""
-    return _is_small(2 * blocks.numel(), blocks.device)
+    return is_small(2 * blocks.numel(), blocks.device)
 
 
-@dequantize.backend("native", dequantize_why_not, missing=missing, too_small=dequantize_too_small)
+@dequantize.backend(
+    "native", dequantize_why_not, missing=build.missing, too_small=dequantize_too_small
+)
 def dequantize_native(
     blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
@@ -401,11 +257,11 @@ def dequantize_native(
     check_packed(blocks, scales)
     out = torch.empty(*scales.shape[:-1], scales.shape[-1] * BLOCK, dtype=dtype)
     rows, scale_rows = blocks, scales
-    if not 3 <= blocks.ndim <= 4 or _strides_problem(blocks[None], scales[None]):
+    if not 3 <= blocks.ndim <= 4 or strides_problem(blocks[None], scales[None]):
         rows = blocks.reshape(-1, *blocks.shape[-2:]).contiguous()  # a copy of the packed bytes
         scale_rows = scales.reshape(-1, scales.shape[-1]).contiguous()
     if out.numel():
-        _unpack(_packed(rows[None], scale_rows[None], None), 0, out)
+        _unpack(packed_matrix(rows[None], scale_rows[None], None), 0, out)
     return out
 
 
@@ -428,7 +284,7 @@ def experts_why_not(
             return "the experts are not packed as MXFP4"
         if layer.bias is not None and (layer.bias.dtype != x.dtype or layer.bias.stride(1) != 1):
             return "an expert bias has another dtype than x, or is not contiguous"
-        problem = _strides_problem(layer.blocks, layer.scales)
+        problem = strides_problem(layer.blocks, layer.scales)
         if problem := problem or unreadable(layer.blocks, layer.scales, layer.bias):
             return problem
     return unreadable(x, weights, ids)
@@ -445,10 +301,12 @@ def experts_too_small(
     """Say why the plain version is as fast, or None."""
     if not isinstance(up, PackedExpertLinear):
         return None
-    return _is_small(2 * up.blocks[0].numel(), up.blocks.device)
+    return is_small(2 * up.blocks[0].numel(), up.blocks.device)
 
 
-@apply_experts.backend("native", experts_why_not, missing=missing, too_small=experts_too_small)
+@apply_experts.backend(
+    "native", experts_why_not, missing=build.missing, too_small=experts_too_small
+)
 def apply_experts_native(
     x: Tensor,
     weights: Tensor,
@@ -460,7 +318,8 @@ def apply_experts_native(
     """Send each token through its A experts; see `moe.apply_experts`.
 
     An expert with up to FEW_ROWS tokens reads its packed bytes once and keeps everything up to
-    the final sum in float32. One with more is unpacked into a buffer that all experts share, and
+    the final sum in float32, but for what enters the second matrix of a bfloat16 model where the
+    CPU multiplies bfloat16. One with more is unpacked into a buffer that all experts share, and
     multiplied as the plain version does it, with the same numbers.
     """
     check_packed(up.blocks, up.scales)
@@ -505,8 +364,9 @@ def _few_tokens(
     for chosen in few.values():
         starts.append(starts[-1] + len(chosen))
     groups = _array(list(few)), _array(starts)
-    both = _matvec(x, [pair // n_active for pair in pairs], up, groups)
-    answers = _matvec(act(both), list(range(len(pairs))), down, groups)
+    quads = x.dtype == torch.bfloat16 and build.library().body() == BF16_BODY
+    hidden = _matvec(x, [pair // n_active for pair in pairs], up, groups, quads, act)
+    answers = _matvec(hidden, list(range(len(pairs))), down, groups, quads)
     return torch.tensor(pairs), answers
 
 
@@ -514,44 +374,127 @@ def _array(numbers: list[int]) -> "ctypes.Array[ctypes.c_int64]":
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-def _matvec(x: Tensor, x_rows: list[int], layer: PackedExpertLinear, groups: Any) -> Tensor:
-    """Multiply row x_rows[p] of x with the matrix of its expert, for each pair p; float32."""
+NOTHING, GELU, GATE = range(3)  # as in matrices.c
+
+
+@lru_cache
+def c_activation(act: Callable[[Tensor], Tensor] | None) -> Activation:
+    """Describe an activation to C: NOTHING if C does not know it."""
+    if act is gelu:
+        return Activation(GELU)
+    if act is swiglu:
+        return Activation(GATE, 1.0, math.inf, 0.0)
+    function, given = (act.func, act.keywords) if isinstance(act, partial) else (act, {})
+    if function is not clamped_swiglu or (isinstance(act, partial) and act.args):
+        return Activation(NOTHING)
+    settings = inspect.signature(clamped_swiglu).bind(None, **given)
+    settings.apply_defaults()
+    return Activation(GATE, settings.arguments["alpha"], settings.arguments["limit"], 1.0)
+
+
+def _matvec(
+    x: Tensor,
+    x_rows: list[int],
+    layer: PackedExpertLinear,
+    groups: Any,
+    quads: bool,
+    act: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Multiply row x_rows[p] of x with its expert's matrix, for each pair p; float32.
+
+    With `quads`, x counts as bfloat16 and C takes four blocks at once.
+    """
     experts, starts = groups
-    packed = _packed(layer.blocks, layer.scales, layer.bias)
+    known = c_activation(act)
+    packed = packed_matrix(layer.blocks, layer.scales, layer.bias, in_halves=known.kind == GATE)
     if x.shape[1] != packed.groups * BLOCK:
         raise ShapeError(
             f"Rows of {x.shape[1]} numbers meet packed matrices that take {packed.groups * BLOCK}. "
             "Check d_model, d_ff and whether the activation needs a gate."
         )
-    out = torch.empty(len(x_rows), packed.rows)
-    quads = x.dtype == torch.bfloat16 and _library().body() == BF16_BODY
-    if quads:  # 16 bits of weights hold four, and are decoded from the lowest up
-        padded = F.pad(x, (0, -x.shape[1] % (4 * BLOCK)))
-        split = padded.unflatten(-1, (-1, BLOCK, 4)).transpose(-1, -2).contiguous()
-    else:  # even numbers of each block first: the low halves of its bytes are decoded before
-        split = x.float().unflatten(-1, (-1, BLOCK // 2, 2)).transpose(-1, -2).contiguous()
-    n_bytes = len(experts) * packed.rows * packed.groups * (BLOCK // 2)
-    _library().packed_matvec(
-        ctypes.byref(packed),
-        scale_table(torch.float32, torch.device("cpu")).data_ptr(),
-        split.data_ptr(),
-        quads,
-        len(experts),
-        experts,
-        starts,
-        _array(x_rows),
-        out.data_ptr(),
-        *_threads(n_bytes),
+    rows = _array(x_rows)
+    pairs = _Pairs(
+        len(experts), len(x_rows), *(ctypes.addressof(part) for part in (experts, starts, rows))
     )
-    return out
+    out = torch.empty(len(x_rows), packed.rows // (2 if known.kind == GATE else 1))
+    x = x.contiguous()
+    call(
+        "packed_matvec",
+        len(experts) * packed.rows * packed.groups * (BLOCK // 2),
+        *(ctypes.byref(part) for part in (packed, known, pairs)),
+        scale_table(torch.float32, torch.device("cpu")).data_ptr(),
+        *(x.data_ptr(), len(x), x.dtype == torch.bfloat16, quads, out.data_ptr()),
+    )
+    return act(out) if act and known.kind == NOTHING else out
 
 
 def _product(x: Tensor, layer: PackedExpertLinear, expert: int, buffer: Tensor) -> Tensor:
     """Unpack one expert's matrix into the buffer, which grows to hold it, and multiply."""
-    packed = _packed(layer.blocks, layer.scales, layer.bias)
+    packed = packed_matrix(layer.blocks, layer.scales, layer.bias)
     shape = packed.rows, packed.groups * BLOCK
     if buffer.numel() < shape[0] * shape[1]:
         buffer.resize_(shape[0] * shape[1])
     matrix = buffer[: shape[0] * shape[1]].view(shape)
     _unpack(packed, expert, matrix)
     return F.linear(x, matrix, None if layer.bias is None else layer.bias[expert])
+
+
+# --- attend --------------------------------------------------------------------------------------
+
+
+def attend_why_not(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, window: int | None, dropout: float = 0.0
+) -> str | None:
+    """Say why this attention cannot be computed here, or None."""
+    if dropout:
+        return "dropout draws at random, and it does not"
+    if wants("probs") or wants("sink_mass"):
+        return "a trace asks for attention weights, which it never writes down"
+    if {q.dtype, k.dtype, v.dtype} not in ({dtype} for dtype in DTYPES):
+        return "q, k and v must all be float32, or all bfloat16"
+    if sinks is not None and sinks.dtype not in DTYPES:
+        return f"sinks are {sinks.dtype}; it reads float32 and bfloat16"
+    if {tensor.stride(-1) for tensor in (q, k, v)} != {1}:
+        return "the numbers of a head are not side by side"
+    return unreadable(q, k, v, sinks)
+
+
+def attend_too_small(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, window: int | None, dropout: float = 0.0
+) -> str | None:
+    """Say why another version is as fast, or None."""
+    if q.shape[2] > FEW_ROWS:
+        return f"{q.shape[2]} queries at once are better multiplied as matrices"
+    if k.device.type != "cpu":
+        return f"the keys are on {k.device}, and this is for the CPU"
+    width = k.shape[1] * k.shape[3]
+    if width >= WIDE_KEYS:
+        return None
+    return f"a key has {width} numbers, and below {WIDE_KEYS} there is no gain"
+
+
+@attend.backend("native", attend_why_not, missing=build.missing, too_small=attend_too_small)
+def attend_native(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, window: int | None, dropout: float = 0.0
+) -> Tensor:
+    """Mix the values that each query may see; see `attention.attend`, whose arguments these are.
+
+    Float32 from the dot products to the mix, which is rounded to q's dtype once.
+    """
+    batch, n_heads, n_queries, width = q.shape
+    if k.shape[2] < n_queries:
+        return attend.plain(q, k, v, sinks, window, dropout)  # which says what is wrong
+    sinks = None if sinks is None else sinks.contiguous()
+    out = q.new_empty(q.shape)
+    given = _Attention(
+        *(None if tensor is None else tensor.data_ptr() for tensor in (q, k, v, sinks, out)),
+        *(batch, n_heads, k.shape[1], n_queries, k.shape[2], width, window or k.shape[2]),
+        *((ctypes.c_int64 * 3)(*(s * t.itemsize for s in t.stride()[:3])) for t in (q, k, v)),
+        k.dtype == torch.bfloat16,
+        sinks is not None and sinks.dtype == torch.bfloat16,
+        q.dtype == torch.bfloat16,
+        1 / math.sqrt(width),
+    )
+    n_keys = min(k.shape[2], (window or k.shape[2]) + n_queries - 1)
+    call("attend", 2 * n_keys * k[:, :, 0].nbytes, ctypes.byref(given))
+    return out
