@@ -1,5 +1,6 @@
 """The parts of a model, read off its config: what each is, and how much of it there is."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -84,6 +85,38 @@ def changed_parts(before: ModelConfig, after: ModelConfig) -> tuple[list[str], l
     """
     old, new = ({part.name: part for part in anatomy(config)} for config in (before, after))
     return [name for name in new if new[name] != old.get(name)], [n for n in old if n not in new]
+
+
+def compare_parts(here: ModelConfig, there: ModelConfig) -> dict[str, str]:
+    """Say of each part in which two models differ how it does, from the output down to the input.
+
+    A part "differs" if any field that drives it does and is not a number in both models; if only
+    numbers do, the part differs in "sizes". Others are "only here" or "only there".
+
+    Example:
+        >>> from gptoss_lite.presets import PRESETS
+        >>> found = compare_parts(PRESETS["gpt-oss-20b"], PRESETS["gpt-oss-120b"])
+        >>> {name: how for name, how in found.items() if how != "sizes"}
+        {}
+        >>> compare_parts(PRESETS["gpt-oss-20b"], PRESETS["qwen3-30b-a3b"])["sinks"]
+        'only here'
+    """
+    one, other = ({part.name: part for part in anatomy(config)} for config in (here, there))
+    found = {name: _difference(one.get(name), other.get(name)) for name in PARTS}
+    return {name: how for name, how in found.items() if how}
+
+
+def _difference(one: Part | None, other: Part | None) -> str:
+    if one is None or other is None:
+        return "only here" if one else "only there" if other else ""
+    a, b = dict(one.fields), dict(other.fields)
+    unlike = [(a.get(n, ""), b.get(n, "")) for n in {**a, **b} if a.get(n) != b.get(n)]
+    if not all(_NUMBER.fullmatch(value) for pair in unlike for value in pair):
+        return "differs"
+    return "sizes" if unlike or one.parameters != other.parameters else ""
+
+
+_NUMBER = re.compile(r"[\d.,e-]+")
 
 
 def field_value(config: ModelConfig, name: str) -> str:

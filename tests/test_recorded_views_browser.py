@@ -186,7 +186,7 @@ def test_the_lens_says_what_is_selected(page: Watched, tmp_path: Path):
         page.page.get_by_label("Color shows", exact=True).select_option(color)
         page.settle()
         label = page.page.locator("canvas").first.get_attribute("aria-label")
-        assert label.endswith(f"colored by the {words}")
+        assert label.endswith(f": {words}")
     page.press("Token", "End")
     last = view.top(view.n_layers - 1, len(tokens) - 1)[0][0]
     assert f"The text goes on with {_visible(last)}, here" in page.status()

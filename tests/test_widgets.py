@@ -16,13 +16,13 @@ from matplotlib import pyplot as plt
 from traitlets import TraitError
 
 from gptoss_lite import account
-from gptoss_lite.anatomy import PARTS, anatomy, changed_parts
+from gptoss_lite.anatomy import PARTS, anatomy, changed_parts, compare_parts
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.errors import ConfigError, ShapeError
 from gptoss_lite.ladder import LADDER, changed_fields
 from gptoss_lite.presets import PRESETS
 from gptoss_lite.recording import Recording, record
-from gptoss_lite.viz.block import HEIGHT, WIDTH, places
+from gptoss_lite.viz.block import HEIGHT, WIDTH, block_pair, places
 from gptoss_lite.viz.block import block as draw_block
 from gptoss_lite.widgets import (
     PageWidget,
@@ -420,6 +420,65 @@ def test_the_block_view_says_what_changes():
     assert view.table()[1]["parts"] == "dropout (gone)"
 
 
+QWEN = "Qwen3-30B-A3B"
+
+
+def test_what_qwen_builds_differently():
+    found = compare_parts(PRESETS["gpt-oss-20b"], PRESETS["qwen3-30b-a3b"])
+    kinds = {how: {n for n, h in found.items() if h == how} for how in found.values()}
+    assert kinds == {
+        "differs": {"ffn", "router", "mask", "rotation", "heads", "norms", "files"},
+        "sizes": {"head", "adds", "embedding"},
+        "only here": {"sinks"},
+    }
+    back = compare_parts(PRESETS["qwen3-30b-a3b"], PRESETS["gpt-oss-20b"])
+    assert back == {**found, "sinks": "only there"}
+    assert compare_parts(PRESETS["gpt2"], PRESETS["gpt2"]) == {}
+
+
+def test_a_part_differs_in_sizes_if_only_numbers_do():
+    small = LADDER[10].config
+    for changes, how in (
+        ({"rope_theta": 5_000.0}, {"rotation": "sizes"}),
+        ({"norm_eps": 1e-7}, {"norms": "sizes"}),
+        ({"sliding_window": None, "layer_pattern": "F"}, {"mask": "differs"}),
+        ({"attn_bias": not small.attn_bias}, {"heads": "differs"}),
+    ):
+        assert compare_parts(small, small.but(**changes)) == how
+
+
+def test_the_block_view_puts_another_model_beside():
+    view = block(beside=QWEN)
+    assert (view.step, view.part, view.beside) == (len(LADDER) - 1, "ffn", QWEN)
+    config = PRESETS["qwen3-30b-a3b"]
+    other = view.others[QWEN]
+    assert [view.parts[i]["name"] for i in other["parts"]] == [p.name for p in anatomy(config)]
+    assert other["parameters"] == account.parameters(config)
+    alone = json.dumps(block(others={}).parts, separators=(",", ":"))
+    assert len(json.dumps(view.parts, separators=(",", ":"))) - len(alone) < 6_000
+    assert "Only gpt-oss-20b has sinks, only Qwen3-30B-A3B nothing." in view.summary
+    rows = {row["part"]: row for row in view.table()}
+    assert rows["sinks"][QWEN] == "none"
+    assert rows["heads"][QWEN] == "32 query heads; 4 key/value heads; q and k normed"
+    assert rows["heads"]["difference"] == "differs"
+    assert [row["difference"] for row in view.table()].count("sizes") == 3
+    with pytest.raises(TraitError, match=r"beside='GPT-5' is unknown\. Use one of"):
+        block(beside="GPT-5")
+
+
+def test_the_static_pair_marks_what_differs():
+    pair = [(name, PRESETS[name]) for name in ("gpt-oss-20b", "qwen3-30b-a3b")]
+    axes = block_pair(pair[0], pair[1])
+    found = compare_parts(pair[0][1], pair[1][1])
+    for ax, (name, config) in zip(axes, pair, strict=True):
+        text = [t.get_text() for t in ax.texts]
+        assert ax.get_title() == name
+        for part in anatomy(config):
+            sign = {"sizes": " ~", "": ""}.get(found.get(part.name, ""), " *")
+            assert part.title + sign in text or part.name == "adds"
+    plt.close(axes[0].figure)
+
+
 def test_steps_and_parts_of_the_block_are_checked():
     view = block()
     with pytest.raises(TraitError, match="step=14 is not on this ladder: 0 to 13"):
@@ -477,11 +536,10 @@ def test_large_recordings_are_thinned_and_say_so(L: int, H: int, E: int, T: int)
 
 def test_scripts_stay_small():
     sizes = {path.name: path.stat().st_size for path in ASSETS.iterdir()}
-    assert (
-        sum(size for name, size in sizes.items() if name.endswith(".js")) < 88_000
-    )  # nine views and the kit
+    assert sum(sizes[f"{view}.js"] for view in VIEWS) <= 60_000
+    assert sum(size for name, size in sizes.items() if name.endswith(".js")) < 84_000
     for view in VIEWS:
-        assert sizes[f"{view}.js"] < 9_500
+        assert sizes[f"{view}.js"] < 11_000
 
 
 # --- traits and mistakes ------------------------------------------------------------

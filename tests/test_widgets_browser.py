@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from gptoss_lite.anatomy import PARTS, anatomy
+from gptoss_lite.anatomy import PARTS, anatomy, compare_parts
 from gptoss_lite.ladder import LADDER
+from gptoss_lite.presets import PRESETS
 from gptoss_lite.recording import Recording
 from gptoss_lite.widgets import PageWidget, block, lens, offload, routing, sinks
 from gptoss_lite.widgets.page import ASSETS
@@ -264,7 +267,7 @@ def test_no_accessibility_violations(
 ):
     page.page.emulate_media(color_scheme=scheme)
     views = [sinks(recording), routing(recording), sinks(recording), block(step=10), block(step=2)]
-    views += [lens(recording), offload(recording)]
+    views += [lens(recording), offload(recording), block(beside="Qwen3-30B-A3B")]
     page.open(book_page(tmp_path, *views), n=len(views))
     for summary in page.page.get_by_text("Show as table").all():
         summary.click()
@@ -331,6 +334,62 @@ def test_a_part_is_explained(page: Watched, tmp_path: Path):
     page.page.get_by_role("button", name="LayerNorm").first.click()
     page.settle()
     assert page.page.locator("[aria-pressed=true]").count() == 3  # all norms
+    page.clean()
+
+
+def test_another_model_stands_beside(page: Watched, tmp_path: Path):
+    """The page marks what Python's comparison names, at every rung."""
+    page.open(block(step=6).save(tmp_path / "view.html"))
+    drawings = page.page.locator("svg")
+    assert not drawings.nth(1).is_visible()
+    page.press("Beside", "ArrowDown")
+    assert page.status().startswith("Step 13 of 13, gpt-oss-20b, beside Qwen3-30B-A3B: built")
+    config = PRESETS["qwen3-30b-a3b"]
+    for i in reversed(range(len(LADDER))):
+        if i < len(LADDER) - 1:
+            page.press("Step", "ArrowLeft")
+        for side, found in enumerate(
+            [compare_parts(LADDER[i].config, config), compare_parts(config, LADDER[i].config)]
+        ):
+            shown = drawings.nth(side).locator("[role=button]").all()
+            shown = {node.get_attribute("aria-label") for node in shown}
+            for part in anatomy(config if side else LADDER[i].config):
+                how = found.get(part.name)
+                mine = [label for label in shown if label.startswith(part.title)]
+                assert mine
+                assert all(label.endswith(f", {how}") for label in mine) == (how is not None)
+    assert "only here dropout, learned positions; only there router, rotation." in page.status()
+    page.clean()
+
+
+def test_the_other_model_is_explained_and_saved(page: Watched, tmp_path: Path):
+    page.open(block(beside="Qwen3-30B-A3B").save(tmp_path / "view.html"))
+    status = page.status()
+    assert "only here sinks; only there nothing. Selected: MLP or experts (differs): " in status
+    assert "; there 128 experts, 28,991,029,248 parameters." in status
+    about = page.page.locator(".about")
+    page.page.get_by_role("button", name="32 query heads").focus()
+    page.settle()
+    assert "64 query heads" in about.inner_text()
+    row = about.locator("tr", has_text="qk_norm").locator("td")
+    assert row.all_text_contents() == ["–", "True"]
+    page.page.keyboard.press("ArrowDown")
+    page.settle()
+    assert "Selected: " in page.status()
+    assert page.status() != status
+    assert page.page.locator("[role=button][tabindex='0']").count() == 2  # one in each drawing
+    page.page.get_by_text("Show as table").click()
+    page.settle()
+    table = page.page.locator("table", has_text="difference")
+    assert table.locator("tr", has_text="sinks").locator("td").all_text_contents() == [
+        "sinks", "sinks; per head", "1536", "none", "0", "only here",
+    ]  # fmt: skip
+    with page.page.expect_download() as download:
+        page.page.get_by_role("button", name="Save PNG").click()
+    picture = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
+    accent = (abs(picture - (10, 92, 173)).sum(-1) < 30).sum(1)  # of the marks, row by row
+    halves = np.array_split(accent, 2)
+    assert min(half.sum() for half in halves) > 5_000  # the marks of both drawings are there
     page.clean()
 
 

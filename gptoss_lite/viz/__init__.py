@@ -1,7 +1,7 @@
 """Static figures of a recorded run or a config: each draws on one matplotlib Axes."""
 
 from gptoss_lite.viz.arms import arms, by_length
-from gptoss_lite.viz.block import block
+from gptoss_lite.viz.block import block, block_pair
 from gptoss_lite.viz.fit import fit
 from gptoss_lite.viz.lens import lens
 from gptoss_lite.viz.mask import mask
@@ -15,6 +15,7 @@ from gptoss_lite.viz.sinks import sink_by_head, sink_by_position
 __all__ = [
     "arms",
     "block",
+    "block_pair",
     "by_length",
     "expert_load",
     "fit",

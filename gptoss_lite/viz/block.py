@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from gptoss_lite.anatomy import Part, anatomy, changed_parts
+from gptoss_lite.anatomy import Part, anatomy, changed_parts, compare_parts
 from gptoss_lite.config import ModelConfig
 
 WIDTH, HEIGHT, TOP = 336, 612, -4
 INLINE = 34  # in boxes lower than this the notes stand behind the title
+MANY = 64  # experts that are drawn one by one
 SIGN = 24  # boxes this narrow are circles with a plus in them
 
 Where = tuple[int, int, int, int]  # x, y, width, height; y grows downwards
@@ -86,7 +87,37 @@ def block(config: ModelConfig, before: ModelConfig | None = None, ax: Axes | Non
         ax: where to draw; a new figure if None.
     """
     ax = ax or plt.subplots(figsize=(4.2, 7.6), layout="constrained")[1]
-    marked = changed_parts(before, config)[0] if before else []
+    return _model(
+        ax, config, dict.fromkeys(changed_parts(before, config)[0], "*") if before else {}
+    )
+
+
+def block_pair(
+    here: tuple[str, ModelConfig],
+    there: tuple[str, ModelConfig],
+    axes: tuple[Axes, Axes] | None = None,
+) -> tuple[Axes, Axes]:
+    """Draw two models' blocks beside each other, and mark what differs: * by more than sizes.
+
+    Args:
+        here: name and config of the one at the left.
+        there: the same of the one at the right.
+        axes: where to draw; a new figure if None.
+    """
+    if axes is None:
+        figure = plt.figure(figsize=(8.4, 8.4), layout="constrained")
+        axes = (figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2))
+    found = compare_parts(here[1], there[1])
+    signs = {name: "~" if how == "sizes" else "*" for name, how in found.items()}
+    for ax, (name, config) in zip(axes, (here, there), strict=True):
+        _model(ax, config, signs)
+        ax.set_title(name, fontsize=9)
+    axes[0].text(0, HEIGHT + 14, "* differs, ~ in sizes alone", fontsize=7, color="#57606a")
+    return axes
+
+
+def _model(ax: Axes, config: ModelConfig, signs: Mapping[str, str]) -> Axes:
+    """Draw one model; `signs` stand behind the titles of parts, "*" with a thicker frame."""
     ax.set_xlim(0, WIDTH)
     ax.set_ylim(HEIGHT, TOP)
     ax.set_aspect("equal")
@@ -98,7 +129,7 @@ def block(config: ModelConfig, before: ModelConfig | None = None, ax: Axes | Non
     ax.text(*BLOCKS_AT, blocks_label(config), fontsize=7, color="#57606a", ha="right")
     for part in anatomy(config):
         for where, _ in places(part, config):
-            _box(ax, part, where, marked=part.name in marked)
+            _box(ax, part, where, signs.get(part.name, ""))
         for glyph in glyphs(part, config):
             _draw(ax, glyph, zorder=3)
     return ax
@@ -124,9 +155,10 @@ def _row(x: float, y: float, width: float, height: float, n: int) -> list[str]:
 
 def _head_rows(c: ModelConfig) -> tuple[Glyph, ...]:
     """Queries above; under them keys and values, each as wide as the heads that share it."""
+    y, height = (391, 5) if c.qk_norm else (380, 9)  # below one more note
     return (
-        ("line", "".join(_row(76, 380, 124, 9, c.n_heads))),
-        ("fill", "".join(_row(76, 393, 124, 9, c.n_kv_heads))),
+        ("line", "".join(_row(76, y, 124, height, c.n_heads))),
+        ("fill", "".join(_row(76, 402 - height, 124, height, c.n_kv_heads))),
     )
 
 
@@ -159,6 +191,8 @@ def _activation(c: ModelConfig) -> tuple[Glyph, ...]:
         working = range(0, c.moe.n_experts, c.moe.n_experts // c.moe.n_active)
         filled = set(list(working)[: c.moe.n_active])
         rest = [square for i, square in enumerate(squares) if i not in filled]
+        if len(squares) > MANY:  # too thin to be told apart: a bar, with slices at work
+            rest = [_rect(148, 184, 164, 9)]
         return ("fill", "".join(squares[i] for i in sorted(filled))), ("line", "".join(rest))
     points = [(x / 2, _CURVES[c.ffn](x / 2, c)) for x in range(-18, 19)]
     curve = "L".join(f"{276 + 4 * x:.4g} {186 - 5 * y:.4g}" for x, y in points)
@@ -186,11 +220,11 @@ _GLYPHS: dict[str, Callable[[ModelConfig], tuple[Glyph, ...]]] = {
 # --- matplotlib ----------------------------------------------------------------------------------
 
 
-def _box(ax: Axes, part: Part, where: Where, *, marked: bool) -> None:
+def _box(ax: Axes, part: Part, where: Where, mark: str) -> None:
     x, y, width, height = where
     sign = width <= SIGN
     round_ = width / 2 if sign else 5
-    color, thick = ("#0072b2", 2.2) if marked else ("#57606a", 1.0)
+    color, thick = ("#0072b2", 2.2) if mark == "*" else ("#57606a", 1.0)
     style = f"round,pad=0,rounding_size={round_}"
     ax.add_patch(
         FancyBboxPatch((x, y), width, height, style, fc="#fff", ec=color, lw=thick, zorder=2)
@@ -201,7 +235,7 @@ def _box(ax: Axes, part: Part, where: Where, *, marked: bool) -> None:
     notes = list(part.notes)
     bold = {"weight": "bold", "fontsize": 7.5, "va": "center", "zorder": 4}
     y += 15 if height >= INLINE else height / 2
-    title = ax.text(x + 8, y, part.title + (" *" if marked else ""), **bold)
+    title = ax.text(x + 8, y, f"{part.title} {mark}".rstrip(), **bold)
     if height < INLINE:
         ax.annotate(
             "  " + " ".join(notes), (1, 0.5), xycoords=title, va="center", fontsize=7, zorder=4

@@ -1,17 +1,18 @@
 """The Transformer block along the ladder: which part each step exchanges, and what it costs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
 from traitlets import Dict, Int, List, TraitError, Unicode, validate
 
 from gptoss_lite import account
-from gptoss_lite.anatomy import PARTS, anatomy, changed_parts, field_value
+from gptoss_lite.anatomy import PARTS, anatomy, changed_parts, compare_parts, field_value
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.errors import ConfigError
 from gptoss_lite.ladder import LADDER, Rung, changed_fields
+from gptoss_lite.presets import PRESETS
 from gptoss_lite.viz.block import (
     BLOCKS_AT,
     HEIGHT,
@@ -28,6 +29,8 @@ from gptoss_lite.viz.block import (
 from gptoss_lite.widgets.page import PageWidget, module_source
 
 MANY = 4  # a step that changes more fields than this changes sizes
+HOW = ("differs", "sizes", "only here", "only there")  # as anatomy.compare_parts says it
+OTHERS = {"Qwen3-30B-A3B": PRESETS["qwen3-30b-a3b"]}  # to put beside a rung
 
 
 class BlockView(PageWidget):
@@ -36,6 +39,8 @@ class BlockView(PageWidget):
     Attributes:
         step: the rung that is drawn; what differs from the rung before is marked.
         part: the part that is explained: a key of `anatomy.PARTS`.
+        beside: another model to draw beside the rung, by its name; what differs from it is then
+            marked instead of what differs from the rung before. None if empty.
     """
 
     view = "block"
@@ -44,10 +49,12 @@ class BlockView(PageWidget):
 
     step = Int(0).tag(sync=True)
     part = Unicode("heads").tag(sync=True)
+    beside = Unicode("").tag(sync=True)
 
     names = Dict().tag(sync=True)  # of the parts, where no one model is meant
     parts = List().tag(sync=True)  # every state of every part, once
     rungs = List().tag(sync=True)  # each with the indices of its parts
+    others = Dict().tag(sync=True)  # by name, as rungs
     frame = Dict().tag(sync=True)  # what is drawn at every rung
 
     @validate("step")
@@ -64,14 +71,28 @@ class BlockView(PageWidget):
             raise TraitError(f"part={proposal['value']!r} is unknown. Use one of {list(PARTS)}.")
         return proposal["value"]
 
+    @validate("beside")
+    def _is_another_model(self, proposal: Any) -> str:
+        if proposal["value"] not in ("", *self.others):
+            raise TraitError(
+                f"beside={proposal['value']!r} is unknown. Use one of {list(self.others)}."
+            )
+        return proposal["value"]
 
-def block(ladder: Sequence[Rung] = LADDER, **selection: Any) -> BlockView:
+
+def block(
+    ladder: Sequence[Rung] = LADDER,
+    others: Mapping[str, ModelConfig] = OTHERS,
+    **selection: Any,
+) -> BlockView:
     """Show the block at each rung: its parts, what the step changed, and what each part is.
 
     Args:
         ladder: rungs of your own, if not the book's.
-        selection: where to start: `step` and `part`. By default the first step, and the part that
-            the step's first field drives.
+        others: models that may be put beside a rung, by their names.
+        selection: where to start: `step`, `part` and `beside`, the name of another model. By
+            default the first step, or the last one beside another model, and the part that the
+            step's first field drives.
 
     Raises:
         ConfigError: a ladder without rungs.
@@ -80,12 +101,13 @@ def block(ladder: Sequence[Rung] = LADDER, **selection: Any) -> BlockView:
         raise ConfigError("A ladder needs at least one rung: block([Rung(...)]).")
     parts: dict[str, dict[str, Any]] = {}
     rungs = [_rung(ladder, i, parts) for i in range(len(ladder))]
-    step = min(selection.get("step", 1), len(ladder) - 1)
+    beside = selection.get("beside", "")
+    step = min(selection.get("step", len(ladder) - 1 if beside else 1), len(ladder) - 1)
+    finding = _beside(ladder[step], beside, others[beside]) if beside in others else _along(ladder)
     view = BlockView(
-        title=f"The block from {ladder[0].name} to {ladder[-1].name}",
-        summary=_summary(ladder),
-        rows=_rows(ladder),
+        **finding,
         names=PARTS,
+        others={name: _model(config, parts) for name, config in others.items()},
         parts=list(parts.values()),
         rungs=rungs,
         frame={
@@ -97,7 +119,11 @@ def block(ladder: Sequence[Rung] = LADDER, **selection: Any) -> BlockView:
             "blocks": list(BLOCKS_AT),
         },
     )
-    for name, value in {"step": step, "part": rungs[step]["first"], **selection}.items():
+    part = rungs[step]["first"]
+    if beside in others:
+        found = compare_parts(ladder[step].config, others[beside])
+        part = next((name for name, how in found.items() if how == "differs"), part)
+    for name, value in {"step": step, "part": part, **selection}.items():
         setattr(view, name, value)
     return view
 
@@ -105,20 +131,27 @@ def block(ladder: Sequence[Rung] = LADDER, **selection: Any) -> BlockView:
 def _rung(ladder: Sequence[Rung], i: int, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Describe a rung; states of parts that are new go into `parts`."""
     rung, before = ladder[i], ladder[max(0, i - 1)]
-    here, earlier = _drawn(rung.config, parts), _drawn(before.config, parts)
+    earlier = _drawn(before.config, parts)
     changed, gone = changed_parts(before.config, rung.config)
     return {
         "name": rung.name,
         "chapter": rung.chapter,
         "paper": rung.paper,
         "changes": _changes(before.config, rung.config),
-        "parameters": account.parameters(rung.config),
-        "size": account.readable_bytes(account.weight_bytes(rung.config)),
-        "blocks": blocks_label(rung.config),
-        "parts": list(here.values()),
+        **_model(rung.config, parts),
         "changed": changed,
         "gone": [earlier[name] for name in gone],
         "first": _first(rung, changed, gone),
+    }
+
+
+def _model(config: ModelConfig, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Describe a model; states of parts that are new go into `parts`."""
+    return {
+        "parameters": account.parameters(config),
+        "size": account.readable_bytes(account.weight_bytes(config)),
+        "blocks": blocks_label(config),
+        "parts": list(_drawn(config, parts).values()),
     }
 
 
@@ -167,6 +200,37 @@ def _short(config: ModelConfig, other: ModelConfig, name: str) -> str:
         return field_value(config, name)
     inner = [n for n in vars(value) if against is None or getattr(against, n) != getattr(value, n)]
     return f"({', '.join(f'{n} ' + field_value(config, f'{name}.{n}') for n in inner)})"
+
+
+def _along(ladder: Sequence[Rung]) -> dict[str, Any]:
+    """Return title, summary and table of a ladder."""
+    title = f"The block from {ladder[0].name} to {ladder[-1].name}"
+    return {"title": title, "summary": _summary(ladder), "rows": _rows(ladder)}
+
+
+def _beside(rung: Rung, name: str, config: ModelConfig) -> dict[str, Any]:
+    """Return title, summary and table of a rung beside another model."""
+    found = compare_parts(rung.config, config)
+    by = {how: _listed({part for part, h in found.items() if h == how}) for how in HOW}
+    here, there = ({part.name: part for part in anatomy(c)} for c in (rung.config, config))
+    rows = []
+    for part in [part for part in PARTS if part in here or part in there]:
+        row: dict[str, Any] = {"part": PARTS[part]}
+        for model, parts in ((rung.name, here), (name, there)):
+            found_part = parts.get(part)
+            row[model] = "; ".join((found_part.title, *found_part.notes)) if found_part else "none"
+            row[f"parameters, {model}"] = f"{found_part.parameters:,}" if found_part else "0"
+        rows.append({**row, "difference": found.get(part, "")})
+    counts = [f"{account.parameters(c):,}" for c in (rung.config, config)]
+    return {
+        "title": f"The block of {rung.name} beside {name}",
+        "summary": (
+            f"Built differently: {by['differs']}. Only sizes differ in {by['sizes']}. Only "
+            f"{rung.name} has {by['only here']}, only {name} {by['only there']}. Parameters: "
+            f"{counts[0]} and {counts[1]}."
+        ),
+        "rows": rows,
+    }
 
 
 def _summary(ladder: Sequence[Rung]) -> str:

@@ -1,4 +1,4 @@
-// What the views share: controls, canvases, themes, export. It stands in front of each module,
+// What the views share: controls, drawing, themes, export. It stands in front of each module,
 // after the style sheet as the constant CSS.
 
 // Text never becomes markup: strings go in as text nodes.
@@ -14,6 +14,9 @@ function filled(node, attributes = {}, ...children) {
   return node;
 }
 
+const button = (click, ...label) => h("button", { type: "button", click }, ...label);
+const say = (node, text) => node.textContent === text || (node.textContent = text); // writing costs
+
 // A token on one line: newlines, outer blanks, control and direction characters become visible.
 const visible = (token) =>
   token
@@ -26,6 +29,8 @@ const quoted = (token) => h("bdi", {}, visible(token));
 const percent = (x) => `${Math.round(100 * x)}%`;
 const range = (n) => Array.from({ length: n }, (_, i) => i);
 const count = (n) => n.toLocaleString("en");
+const most = (values) => values.reduce((a, b) => Math.max(a, b));
+const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 // Bytes in both conventions, with the limit of account.readable_bytes: a GB is 10^9, a GiB 2^30.
 function bytes(n) {
@@ -38,9 +43,19 @@ const gib = (n) => bytes(n).split(" = ")[1];
 const lengths = (end, first = 1) =>
   [...new Set([...range(first).map((i) => i + 1), ...range(4 * Math.log2(end) + 1).map((i) => Math.round(2 ** (i / 4))), end])].filter((n) => n <= end);
 
+// A function that computes anew only when its key has changed.
+function cached(key, make) {
+  let last, value;
+  return () => {
+    const next = String(key());
+    if (next !== last) [last, value] = [next, make()];
+    return value;
+  };
+}
+
 // A bytes trait is a DataView; beside a kernel it need not be aligned.
-function numbers(model, name, Type) {
-  const { buffer, byteOffset, byteLength } = model.get(name);
+function numbers({ now }, name, Type) {
+  const { buffer, byteOffset, byteLength } = now[name];
   return new Type(buffer.slice(byteOffset, byteOffset + byteLength));
 }
 
@@ -65,274 +80,318 @@ function isDark() {
   return code ? !code[1].endsWith("light") : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-// Build the frame of a view. `traits` redraw it; `status` returns the line that says what is
-// selected, `tables` a list of {caption, rows}, the first row being the head.
-function start(model, el, { traits, status, tables }) {
-  const ui = { model, tables, plots: [], updates: [], measures: [], title: model.get("title") };
+// Build the frame of a view: `now` reads its traits, `set` changes them. Controls and drawings
+// are added to it, and `finish` starts it.
+function start(model, el) {
+  const now = new Proxy({}, { get: (_, name) => model.get(name) });
+  const box = h("div", { class: "gl", role: "group", "aria-label": now.title });
   const host = h("div", { "data-lm-suppress-shortcuts": "true" });
-  ui.box = h("div", { class: "gl", role: "group", "aria-label": ui.title });
-  host.attachShadow({ mode: "open" }).append(h("style", {}, CSS), ui.box);
+  host.attachShadow({ mode: "open" }).append(h("style", {}, CSS), box);
   // Outside, letters are commands: "dd" deletes the notebook's cell.
   host.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
   el.append(host);
 
-  const text = model.get("tokens")?.join("\0"); // not every view has one
-  ui.set = (changes) => {
+  const text = now.tokens?.join("\0"); // views of one text move together
+  const set = (changes, tell = true) => {
     model.set(changes);
     model.save_changes();
-    if ("token" in changes) document.dispatchEvent(new CustomEvent("gl-token", { detail: { text, ...changes } }));
+    if (tell && "token" in changes) document.dispatchEvent(new CustomEvent("gl-token", { detail: { text, ...changes } }));
   };
-  const redraw = () => {
-    // Read sizes before anything is written: after that each reading would lay the page out anew.
-    for (const measure of ui.measures) measure();
-    ui.box.classList.toggle("dark", isDark());
-    const style = getComputedStyle(ui.box);
-    for (const name of THEME) ui[name] = style.getPropertyValue(`--${name}`);
-    for (const update of ui.updates) update();
-  };
-  ui.watch = watch(ui.box, model, traits, redraw, (event) => {
-    // Views of one text move together.
-    const { token, ...other } = event.detail;
-    if (text && other.text === text && model.get("token") !== token) model.set({ token }), model.save_changes();
-  });
-
+  const follow = ({ detail }) => detail.text === text && set({ token: detail.token }, false);
+  const [controls, figures] = ["controls", "plots"].map((name) => h("div", { class: name }));
   const line = h("p", { class: "status", role: "status" });
+  box.append(h("p", { class: "title" }, now.title), h("p", { class: "muted" }, now.summary), controls, line, figures);
+  return { model, now, set, follow, box, controls, line, figures, colors: {}, names: [], plots: [], measures: [], updates: [] };
+}
+
+// The foot of a view and its first drawing. `status` returns the line that says what is selected,
+// `tables` a list of `table`. Return this from `render`.
+function finish(ui, { status, tables, note }) {
+  const name = ui.now.title.replace(/\W+/g, "-");
   ui.updates.push(() => {
     const next = h("p", {}, ...status());
-    if (line.textContent !== next.textContent) line.replaceChildren(...next.childNodes);
+    if (ui.line.textContent !== next.textContent) ui.line.replaceChildren(...next.childNodes);
   });
-  ui.controls = h("div", { class: "controls" });
-  ui.figures = h("div", { class: "plots" });
   ui.box.append(
-    h("p", { class: "title" }, ui.title), h("p", { class: "muted" }, model.get("summary")),
-    ui.controls, line, ui.figures);
-  return ui;
+    h("p", { class: "muted" }, note + (ui.now.dropped ? ` The last ${ui.now.dropped} tokens of the recording are not shown.` : "")),
+    button(() => savePicture(ui, `${name}.png`), "Save PNG"),
+    button(() => save(csv(tables()), `${name}.csv`), "Save CSV"),
+    tableBelow(ui, tables));
+  return watch(ui);
 }
 
 // Redraw once a frame when a trait, the theme or the width changes; return what ends it.
-function watch(box, model, traits, redraw, follow) {
-  let waiting = 0;
-  const later = () => (waiting ||= requestAnimationFrame(() => ((waiting = 0), redraw())));
-  const themes = new MutationObserver(later), size = new ResizeObserver(later);
-  const scheme = matchMedia("(prefers-color-scheme: dark)"), events = traits.map((name) => `change:${name}`).join(" ");
+function watch(ui) {
+  let waiting = 0, resized, dark;
+  const redraw = () => {
+    waiting = 0;
+    // Read sizes before anything is written: after that each reading would lay the page out anew.
+    if (resized) for (const measure of ui.measures) measure();
+    resized = false;
+    if (dark !== (dark = isDark())) {
+      ui.box.classList.toggle("dark", dark);
+      const style = getComputedStyle(ui.box);
+      for (const name of THEME) ui.colors[name] = style.getPropertyValue(`--${name}`);
+    }
+    for (const update of ui.updates) update();
+  };
+  const later = () => (waiting ||= requestAnimationFrame(redraw));
+  const themes = new MutationObserver(later), size = new ResizeObserver(() => later((resized = true)));
+  const scheme = matchMedia("(prefers-color-scheme: dark)"), events = ui.names.map((name) => `change:${name}`).join(" ");
   for (const node of [document.documentElement, document.body])
     themes.observe(node, { attributeFilter: ["data-theme", "theme", "class", "data-jp-theme-light"] });
-  size.observe(box);
+  size.observe(ui.box);
   scheme.addEventListener("change", later);
-  document.addEventListener("gl-token", follow);
-  model.on(events, later);
+  document.addEventListener("gl-token", ui.follow);
+  ui.model.on(events, later);
   return () => {
     themes.disconnect();
     size.disconnect();
     scheme.removeEventListener("change", later);
-    document.removeEventListener("gl-token", follow);
-    model.off(events, later);
+    document.removeEventListener("gl-token", ui.follow);
+    ui.model.off(events, later);
   };
-}
-
-// The foot of a view, and its first drawing. Return this from `render`.
-function finish(ui, note) {
-  const name = ui.title.replace(/\W+/g, "-");
-  ui.box.append(
-    h("p", { class: "muted" }, note),
-    h("button", { type: "button", click: () => savePicture(ui, `${name}.png`) }, "Save PNG"),
-    h("button", { type: "button", click: () => save(csv(ui.tables()), `${name}.csv`) }, "Save CSV"),
-    tableBelow(ui));
-  return ui.watch;
 }
 
 // --- controls ---
 
-function control(ui, label, input, show, ...more) {
-  ui.updates.push(show);
+function control(ui, name, label, input, show, ...more) {
+  ui.names.push(name);
+  ui.updates.push(() => show(ui.now[name]));
   input.setAttribute("aria-label", label);
   ui.controls.append(h("label", {}, h("span", {}, label), ...more, input));
 }
 
 // `changes` turns the slider's place into traits, `place` the trait into a place: not all are linear.
-function slider(ui, name, label, min, max, step, text, changes = (value) => ({ [name]: value }), place = Number) {
+function slider(ui, name, label, max, text = String, { min = 0, step = 1, changes = (value) => ({ [name]: value }), place = Number } = {}) {
   const input = h("input", { type: "range", min, max, step, input: () => ui.set(changes(Number(input.value))) });
   const output = h("output", { "aria-hidden": "true" });
-  const show = () => {
-    const value = ui.model.get(name);
+  control(ui, name, label, input, (value) => {
     input.value = place(value);
-    output.textContent = text(value);
-    input.setAttribute("aria-valuetext", `${label.toLowerCase()} ${text(value)}`);
-  };
-  control(ui, label, input, show, output);
+    say(output, text(value));
+    input.setAttribute("aria-valuetext", `${label.toLowerCase()} ${output.textContent}`);
+  }, output);
 }
 
 // A slider over a list of numbers, for scales that are not even.
 const steps = (ui, name, label, list, text) =>
-  slider(ui, name, label, 0, list.length - 1, 1, text, (i) => ({ [name]: list[i] }), (value) => list.findLastIndex((n) => n <= value));
+  slider(ui, name, label, list.length - 1, text, { changes: (i) => ({ [name]: list[i] }), place: (value) => list.findLastIndex((n) => n <= value) });
 
 function checkbox(ui, name, label) {
   const input = h("input", { type: "checkbox", change: () => ui.set({ [name]: input.checked }) });
-  control(ui, label, input, () => (input.checked = ui.model.get(name)));
+  control(ui, name, label, input, (value) => (input.checked = value));
 }
 
-function choice(ui, name, label, options) {
-  const items = Object.entries(options).map(([value, text]) => h("option", { value }, text));
-  const input = h("select", { change: () => ui.set({ [name]: input.value }) }, ...items);
-  control(ui, label, input, () => (input.value = ui.model.get(name)));
+function choice(ui, name, label, options, text = String, changes = (value) => ({ [name]: value })) {
+  const items = Object.entries(options).map(([value, option]) => h("option", { value }, text(option, value)));
+  const input = h("select", { change: () => ui.set(changes(input.value)) }, ...items);
+  control(ui, name, label, input, (value) => (input.value = value));
+}
+
+// The slider over the tokens, of which each `stride`th is here, from `first` on; `ui.index` is the
+// place of the selected one, as another view of the text may select one that is not here.
+function tokenSlider(ui, first = 0, stride = 1) {
+  const { tokens } = ui.now, last = tokens.length - 1, token = (i) => first + i * stride;
+  ui.index = () => clamp(Math.round((ui.now.token - first) / stride), 0, last);
+  ui.pick = (i) => ui.set({ token: token(i) });
+  slider(ui, "token", "Token", token(last), () => `${token(ui.index())}, ${visible(tokens[ui.index()])}`, { min: first, step: stride });
+}
+
+// Paragraphs beside the drawings.
+function panel(ui, content, attributes = {}) {
+  const place = h("div", attributes);
+  ui.figures.append(place);
+  ui.updates.push(() => place.replaceChildren(...content()));
 }
 
 // The text itself: a click selects a token, the bar under it is as thick as its value, 0 to 1.
-function strip(ui, tokens, values, selected, pick) {
-  const spans = tokens.map(quoted);
-  const area = h("div", { class: "strip", tabindex: 0, role: "group", "aria-label": `Tokens: ${ui.title}` });
-  area.addEventListener("click", ({ target }) => spans.includes(target) && pick(spans.indexOf(target)));
+function strip(ui, value) {
+  const { tokens } = ui.now, spans = tokens.map(quoted), inSight = new Set();
+  const area = h("div", { class: "strip", tabindex: 0, role: "group", "aria-label": `Tokens: ${ui.now.title}`,
+    click: ({ target }) => spans.includes(target) && ui.pick(spans.indexOf(target)) });
   spans.forEach((span, i) => area.append(span, ...(tokens[i].includes("\n") ? [h("br")] : [])));
   ui.box.append(area);
+  // Long texts scroll, and setting styles is slow: only what is in sight gets its bar.
+  const show = (span) => span.style.setProperty("--v", clamp(value(spans.indexOf(span)) || 0, 0, 1).toFixed(2));
+  const observer = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
+    inSight[isIntersecting ? "add" : "delete"](target);
+    show(target);
+  }), { root: area });
+  spans.forEach((span) => observer.observe(span));
   let last;
   ui.updates.push(() => {
-    values().forEach((v, i) => spans[i].style.setProperty("--v", Math.min(1, v).toFixed(2)));
-    if (last === selected()) return;
+    inSight.forEach(show);
+    if (last === ui.index()) return;
     spans[last]?.classList.remove("on");
-    spans[(last = selected())].classList.add("on");
+    spans[(last = ui.index())].classList.add("on");
     area.scrollTop = spans[last].offsetTop - area.clientHeight / 2; // moves the strip, never the page
   });
 }
 
 // --- drawings ---
 
-// A canvas with a caption. spec: caption(), label(), ramp() -> [low, high], area, draw(g), pick(x, y).
-function plot(ui, spec) {
-  const canvas = h("canvas", { role: "img" }), caption = h("figcaption"), { area } = spec;
-  const picked = (event) => event.buttons === 1 && spec.pick?.(event.offsetX, event.offsetY);
+// A canvas with a caption. `area` is where its columns are; the rest is functions: caption, label
+// (the finding), ramp -> [low, high], draw(pen), and pick(row, column, x) of what was clicked.
+function plot(ui, { half, area, caption, label, ramp, draw, pick }) {
+  const canvas = h("canvas", { role: "img" }), g = canvas.getContext("2d");
+  const picked = ({ buttons, offsetX, offsetY }) => buttons === 1 && pick?.(...cellAt(area, offsetX, offsetY), offsetX);
   canvas.addEventListener("pointerdown", picked);
   canvas.addEventListener("pointermove", picked);
-  ui.figures.append(h("figure", { class: spec.half ? "half" : "" }, caption, canvas));
-  ui.plots.push({ spec, canvas: () => canvas });
+  const title = h("span"), ends = [h("span"), h("span")], bar = h("i");
+  bar.style.background = `linear-gradient(90deg, ${STOPS.map((stop) => `#${stop}`)})`;
+  const figure = h("figure", { class: half ? "half" : "" },
+    h("figcaption", {}, title, ...(ramp ? [h("span", { class: "ramp" }, ends[0], bar, ends[1])] : [])), canvas);
+  ui.figures.append(figure);
+  ui.plots.push({ figure, canvas: () => canvas, caption: () => caption() + (ramp ? `; dark ${ramp().join(", bright ")}` : "") });
   let width;
   ui.measures.push(() => (width = canvas.clientWidth));
   ui.updates.push(() => {
-    const height = area.height + 20, scale = devicePixelRatio || 1;
-    caption.replaceChildren(spec.caption(), ...(spec.ramp ? [ramp(...spec.ramp())] : []));
-    canvas.setAttribute("aria-label", spec.label());
+    const height = area.height + (area.foot ?? 20), scale = devicePixelRatio || 1;
+    say(title, caption());
+    ramp?.().forEach((end, i) => say(ends[i], String(end)));
+    canvas.setAttribute("aria-label", [caption(), label?.()].filter(Boolean).join(". "));
+    if (!width) return;
     canvas.style.height = `${height}px`;
-    canvas.width = width * scale;
-    canvas.height = height * scale;
+    for (const [side, size] of Object.entries({ width, height })) {
+      const pixels = Math.floor(size * scale);
+      if (canvas[side] !== pixels) canvas[side] = pixels; // a new size is a new canvas
+    }
     area.width = width - area.x - 3 - (area.right ?? 0);
-    const g = canvas.getContext("2d");
-    g.scale(scale, scale);
+    g.setTransform(scale, 0, 0, scale, 0, 0);
+    g.clearRect(0, 0, width, height);
     g.font = "11px system-ui, sans-serif";
     g.textBaseline = "middle";
-    if (width) spec.draw(g);
+    draw(new Pen(ui, g, area));
   });
 }
 
-const fill = (g, color, ...box) => ((g.fillStyle = color), g.fillRect(...box));
-const words = (g, text, x, y, color, align = "left") => ((g.fillStyle = color), (g.textAlign = align), g.fillText(text, x, y));
-
-function ramp(low, high) {
-  const bar = h("i");
-  bar.style.background = `linear-gradient(90deg, ${STOPS.map((stop) => `#${stop}`)})`;
-  return h("span", { class: "ramp" }, low, bar, high);
-}
-
 // The place of a grid of rows and columns in its canvas; `stride` positions a column.
-function grid(rows, columns, stride = 1, tallest = 20) {
-  const size = Math.max(3, Math.min(tallest, Math.floor(300 / rows)));
-  return { x: 32, y: 3, height: rows * size, rows, columns, size, stride };
-}
+const grid = (rows, columns, stride = 1, tallest = 20) => ({ x: 32, y: 3, height: rows * clamp(Math.floor(300 / rows), 3, tallest), rows, columns, stride });
 
-function cellAt({ x, y, width, size, rows, columns }, px, py) {
-  const inside = (value, n) => Math.min(n - 1, Math.max(0, Math.floor(value)));
-  return [inside((py - y) / size, rows), inside(((px - x) / width) * columns, columns)];
-}
+const cellAt = ({ x, y, width, height, rows = 1, columns = 1 }, px, py) =>
+  [[(py - y) / height, rows], [(px - x) / width, columns]].map(([part, n]) => clamp(Math.floor(part * n), 0, n - 1));
 
-// Draw values from 0 to 1 as colors; undefined stays empty. `row` and `column` get a frame.
-function heat(ui, g, area, value, name, row, column) {
-  const { rows, columns, size, x, y, width, height } = area, image = new ImageData(columns, rows);
-  const pixels = new Uint32Array(image.data.buffer);
-  for (let r = 0, k = 0; r < rows; r++)
-    for (let c = 0; c < columns; c++, k++) {
-      const v = value(r, c);
-      if (v !== undefined) pixels[k] = PIXELS[Math.round(256 * Math.min(1, Math.max(0, v)))];
+// What drawings are made with. Colors are CSS or names of the theme. Values from 0 to area.end
+// stand over the columns of the area.
+class Pen {
+  constructor({ colors }, g, area) {
+    Object.assign(this, { colors, g, area });
+  }
+  color(name) {
+    return this.colors[name] ?? name;
+  }
+  fill(color, ...box) {
+    this.g.fillStyle = this.color(color);
+    this.g.fillRect(...box);
+  }
+  words(text, x, y, color = "fg", align = "left") {
+    this.g.fillStyle = this.color(color);
+    this.g.textAlign = align;
+    this.g.fillText(text, x, y);
+  }
+  line(points, color, dash = [], thick = 1.8) {
+    const { g } = this;
+    g.beginPath();
+    for (const point of points) g.lineTo(...point);
+    g.setLineDash(dash);
+    this.stroke(color, thick);
+    g.setLineDash([]);
+  }
+  stroke(color, thick) {
+    this.g.strokeStyle = this.color(color);
+    this.g.lineWidth = thick;
+    this.g.stroke();
+  }
+  circle(x, y, radius, color, edge) {
+    this.g.beginPath();
+    this.g.arc(x, y, radius, 0, 7);
+    this.g.fillStyle = this.color(color);
+    if (color) this.g.fill();
+    if (edge) this.stroke(edge, 1.5);
+  }
+  // A frame around a cell, a row or a column, in sight on any color.
+  frame(x, y, width, height) {
+    for (const [color, thick] of [["#fff", 3.5], ["#000", 1.5]]) {
+      this.g.strokeStyle = color;
+      this.g.lineWidth = thick;
+      this.g.strokeRect(x - 1, y - 1, width + 2, height + 2);
     }
-  const small = (area.small ??= h("canvas", { width: columns, height: rows })); // kept: costly to make
-  small.getContext("2d").putImageData(image, 0, 0);
-  g.fillStyle = ui.soft;
-  g.fillRect(x, y, width, height);
-  g.imageSmoothingEnabled = columns > g.canvas.width; // else columns would be lost
-  g.drawImage(small, x, y, width, height);
-  const cell = width / columns;
-  if (row !== undefined) frame(g, x, y + row * size, width, size);
-  if (column !== undefined) frame(g, x + column * cell, y, cell, height);
-  g.fillStyle = ui.muted;
-  g.textAlign = "right";
-  for (let r = 0; r < rows; r += Math.ceil(12 / size)) g.fillText(name(r), x - 5, y + (r + 0.5) * size);
-  ticks(g, area);
-}
+  }
 
-// A frame around a cell, a row or a column, in sight on any color.
-function frame(g, x, y, width, height) {
-  for (const [color, thick] of [["#fff", 3.5], ["#000", 1.5]]) {
-    g.strokeStyle = color;
-    g.lineWidth = thick;
-    g.strokeRect(x - 1, y - 1, width + 2, height + 2);
+  // Values from 0 to 1, row after row, as colors; NaN stays empty. `row` and `column` get a frame.
+  heat(values, name = String, row, column) {
+    const { g, area } = this, { rows, columns, x, y, width, height } = area, tall = height / rows, wide = width / columns;
+    if (area.image?.width !== columns) area.image = h("canvas", { width: columns, height: rows });
+    if (area.values !== values) {
+      const image = new ImageData(columns, rows), pixels = new Uint32Array(image.data.buffer);
+      for (let k = 0; k < pixels.length; k++)
+        if (values[k] === values[k]) pixels[k] = PIXELS[Math.round(256 * Math.min(1, Math.max(0, values[k])))];
+      area.image.getContext("2d").putImageData(image, 0, 0);
+      area.values = values;
+    }
+    this.fill("soft", x, y, width, height);
+    g.imageSmoothingEnabled = columns > g.canvas.width; // else columns would be lost
+    g.drawImage(area.image, x, y, width, height);
+    if (row !== undefined) this.frame(x, y + row * tall, width, tall);
+    if (column !== undefined) this.frame(x + column * wide, y, wide, height);
+    for (let r = 0; r < rows; r += Math.ceil(12 / tall)) this.words(name(r), x - 5, y + (r + 0.5) * tall, "muted", "right");
+    this.ticks();
+  }
+
+  // Numbers under the columns, of which the first is `from`.
+  ticks({ x, y, width, height, columns, stride = 1, from = 0 } = this.area) {
+    const wide = Math.max(1, (55 * columns * stride) / width), unit = 10 ** Math.floor(Math.log10(wide));
+    const step = unit * [1, 2, 5, 10].find((m) => m * unit >= wide);
+    for (let i = Math.ceil(from / step) * step - from; i < columns * stride - (from ? 0 : step / 4); i += step)
+      this.words(i + from, x + ((i / stride + 0.5) / columns) * width, y + height + 10, "muted", "center");
+  }
+
+  spot(i, value) {
+    const { x, y, width, height, columns, end } = this.area;
+    return [x + ((i + 0.5) / columns) * width, y + (1 - value / end) * height];
+  }
+  // A line at a height, with what it stands for at the left.
+  level(y, text) {
+    this.fill("line", this.area.x, y, this.area.width, 1);
+    this.words(text, this.area.x - 5, y, "muted", "right");
+  }
+  levels() {
+    for (const part of [0, 0.5, 1]) this.level(this.spot(0, part * this.area.end)[1], percent(part * this.area.end));
+    this.ticks();
+  }
+  curve(value, color, dash) {
+    this.line(range(this.area.columns).map((i) => this.spot(i, value(i))), color, dash);
+  }
+  // What lines of [name, color, dash] stand for, at the right from a height on.
+  legend(lines, top) {
+    const right = this.area.x + this.area.width;
+    lines.forEach(([name, color, dash], k) => {
+      const y = top + 15 * k;
+      this.line([[right - 30, y], [right - 2, y]], color, dash);
+      this.words(name, right - 34, y, "fg", "right");
+    });
   }
 }
 
 // The end of a color scale or an axis: a round number above all but a few of the values.
 function scaleEnd(values, share = 1) {
-  const most = Float32Array.from(values).sort()[Math.floor(share * (values.length - 1))];
-  return [0.05, 0.1, 0.2, 0.4, 0.6, 0.8].find((end) => most <= end) ?? 1;
-}
-
-// Numbers under the columns, of which the first is `from`.
-function ticks(g, { x, y, width, height, columns, stride, from = 0 }) {
-  const wide = Math.max(1, (55 * columns * stride) / width), unit = 10 ** Math.floor(Math.log10(wide));
-  const step = unit * [1, 2, 5, 10].find((m) => m * unit >= wide);
-  g.textAlign = "center";
-  for (let i = Math.ceil(from / step) * step - from; i < columns * stride - (from ? 0 : step / 4); i += step)
-    g.fillText(i + from, x + ((i / stride + 0.5) / columns) * width, y + height + 10);
-}
-
-// --- lines over the columns of an area whose height is `end` ---
-
-const spot = ({ x, y, width, height, columns, end }, i, value) => [x + ((i + 0.5) / columns) * width, y + (1 - value / end) * height];
-
-function levels(ui, g, area) {
-  for (const part of [0, 0.5, 1]) {
-    const y = area.y + (1 - part) * area.height;
-    fill(g, ui.line, area.x, y, area.width, 1);
-    words(g, percent(part * area.end), area.x - 5, y, ui.muted, "right");
-  }
-  ticks(g, area);
-}
-
-function curve(g, area, value, color, dash) {
-  g.beginPath();
-  for (let i = 0; i < area.columns; i++) g.lineTo(...spot(area, i, value(i)));
-  g.strokeStyle = color;
-  g.lineWidth = 1.8;
-  g.setLineDash(dash);
-  g.stroke();
-  g.setLineDash([]);
-}
-
-function dot(ui, g, area, i, value, color = ui.accent) {
-  g.beginPath();
-  g.arc(...spot(area, i, value), 4.5, 0, 7);
-  g.fillStyle = color;
-  g.fill();
-  g.strokeStyle = ui.fg;
-  g.lineWidth = 1.5;
-  g.stroke();
+  const largest = Float32Array.from(values).sort()[Math.floor(share * (values.length - 1))];
+  return [0.05, 0.1, 0.2, 0.4, 0.6, 0.8].find((end) => largest <= end) ?? 1;
 }
 
 // --- tables and files ---
 
-function tableBelow(ui) {
-  const place = h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": `Table: ${ui.title}` });
+// A row is a list of numbers, strings and {token}.
+const table = (caption, head, n, row) => ({ caption, head, body: range(n).map(row) });
+
+function tableBelow(ui, tables) {
+  const place = h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": `Table: ${ui.now.title}` });
   const details = h("details", {}, h("summary", {}, "Show as table"), place);
   const line = (row, tag, attributes) =>
     h("tr", {}, ...row.map((v) => h(tag, attributes, v?.token === undefined ? v : quoted(v.token))));
   const fill = () => {
     if (!details.open) return;
-    place.replaceChildren(...ui.tables().map(({ caption, rows: [head, ...body] }) =>
+    place.replaceChildren(...tables().map(({ caption, head, body }) =>
       h("table", {}, h("caption", {}, caption), h("thead", {}, line(head, "th", { scope: "col" })),
         h("tbody", {}, ...body.map((row) => line(row, "td"))))));
   };
@@ -344,7 +403,7 @@ function tableBelow(ui) {
 // Tokens are quoted twice, so that a spreadsheet takes none for a formula.
 const field = (v) => (v?.token !== undefined ? field(JSON.stringify(v.token)) : /[",]/.test(v) ? `"${v.replaceAll('"', '""')}"` : v);
 const csv = (tables) =>
-  new Blob(tables.flatMap(({ caption, rows }) => [`"${caption}"\n`, ...rows.map((row) => `${row.map(field)}\n`), "\n"]));
+  new Blob(tables.flatMap(({ caption, head, body }) => [`"${caption}"\n`, ...[head, ...body].map((row) => `${row.map(field)}\n`), "\n"]));
 
 function save(blob, name) {
   const url = URL.createObjectURL(blob);
@@ -354,32 +413,20 @@ function save(blob, name) {
 
 // All drawings of the view below each other, with their captions.
 async function savePicture(ui, name) {
-  const scale = devicePixelRatio || 1, gap = 30 * scale;
-  const pictures = await Promise.all(ui.plots.map(({ canvas }) => canvas()));
-  const width = Math.max(...pictures.map((picture) => picture.width)) + gap;
+  const scale = devicePixelRatio || 1, gap = 30 * scale, plots = ui.plots.filter(({ figure }) => !figure.hidden);
+  const pictures = await Promise.all(plots.map(({ canvas }) => canvas()));
+  const width = most(pictures.map((picture) => picture.width)) + gap;
   const height = pictures.reduce((sum, picture) => sum + picture.height + gap, 2 * gap);
-  const sheet = h("canvas", { width, height }), g = sheet.getContext("2d");
-  g.fillStyle = ui.bg;
-  g.fillRect(0, 0, width, height);
-  g.fillStyle = ui.fg;
+  const sheet = h("canvas", { width, height }), g = sheet.getContext("2d"), pen = new Pen(ui, g);
+  pen.fill("bg", 0, 0, width, height);
   g.font = `${13 * scale}px system-ui, sans-serif`;
   let y = gap * 0.7;
-  g.fillText(ui.title, gap / 2, y);
-  ui.plots.forEach(({ spec }, i) => {
+  pen.words(ui.now.title, gap / 2, y);
+  plots.forEach(({ caption }, i) => {
     y += gap * 0.8;
-    g.fillText(spec.caption() + (spec.ramp ? `; dark ${spec.ramp().join(", bright ")}` : ""), gap / 2, y);
+    pen.words(caption(), gap / 2, y);
     g.drawImage(pictures[i], gap / 2, y + gap * 0.3);
     y += pictures[i].height + gap * 0.2;
   });
   sheet.toBlob((blob) => save(blob, name));
-}
-
-// An SVG drawing as an image: its colors are properties of the page, so they go along.
-async function picture(ui, drawing, width, height) {
-  const copy = drawing.cloneNode(true), scale = devicePixelRatio || 1, image = new Image(width * scale, height * scale);
-  for (const [name, size] of Object.entries({ width, height })) copy.setAttribute(name, size * scale);
-  copy.setAttribute("style", THEME.map((name) => `--${name}:${ui[name]}`).join(";"));
-  image.src = `data:image/svg+xml,${encodeURIComponent(new XMLSerializer().serializeToString(copy))}`;
-  await image.decode();
-  return image;
 }
