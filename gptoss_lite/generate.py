@@ -273,9 +273,12 @@ def _next_logits(
 ) -> Float[Tensor, "n V"]:
     """Read tokens into the cache; return the logits after each of the last few only."""
     chunk = torch.tensor([tokens], device=model.device)
-    hidden = model.hidden(chunk, cache)
+    if n_last == len(tokens):
+        logits = model(chunk, cache)
+    else:
+        logits = model.unembed(model.hidden(chunk, cache)[:, -n_last:])
     cache.ids += tokens
-    return model.unembed(hidden[:, -n_last:])[0]
+    return logits[0]
 
 
 def _loop(

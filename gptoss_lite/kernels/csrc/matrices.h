@@ -159,18 +159,21 @@ static void run_packed(const void *pointer, int64_t first, int64_t end) {
     }
 }
 
-/* Copy x into the order in which codes are decoded. */
+/* Copy x into the order in which codes are decoded: of each block, or of each four, every second
+   number together, or every fourth. */
 static void *reordered(const void *x, int64_t x_rows, int64_t groups, int bf16, int quads) {
     int64_t width = groups * BLOCK, wide = quads ? padded(groups) : width;
-    int64_t bytes = x_rows * wide * (quads ? 2 : 4);
+    int64_t size = quads ? QUAD : BLOCK, ways = quads ? 4 : 2, bytes = x_rows * wide * (8 / ways);
     char *copy = take(bytes);
-    if (copy) memset(copy, 0, bytes);
-    for (int64_t i = 0; copy && i < x_rows * width; i++) {
-        int64_t row = i / width, c = i % width;
-        int64_t to = quads ? c / QUAD * QUAD + c % 4 * BLOCK + c % QUAD / 4
-                           : c / BLOCK * BLOCK + c % 2 * BLOCK_BYTES + c % BLOCK / 2;
-        put_number(copy, row * wide + to, quads, number_at(x, i, bf16));
-    }
+    if (!copy) return 0;
+    memset(copy, 0, bytes);
+    for (int64_t row = 0; row < x_rows; row++)
+        for (int64_t at = 0; at < width; at += size)
+            for (int64_t way = 0; way < ways; way++)
+                for (int64_t i = way, to = at + way * (size / ways); i < size; i += ways, to++)
+                    if (at + i < width)
+                        put_number(copy, row * wide + to, quads,
+                                   number_at(x, row * width + at + i, bf16));
     return copy;
 }
 
