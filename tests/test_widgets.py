@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from traitlets import TraitError
 
 from gptoss_lite import account
@@ -50,6 +51,7 @@ HOSTILE = [
     "=1+1",
     "</div>",
 ]
+QWEN = "Qwen3-30B-A3B"
 RECORDED = {"sinks": sinks, "routing": routing, "lens": lens, "offload": offload}
 VIEWS = {  # the last of a config or of numbers, not of a recording
     **RECORDED,
@@ -229,6 +231,33 @@ def test_one_file_holds_everything(view: PageWidget, tmp_path: Path):
     assert read.state() == json.loads(json.dumps(view.state()))
     assert view.describe() in read.text
     assert view.save(str(tmp_path / "again.html")).read_text() == page
+
+
+def test_every_view_has_a_static_figure(view: PageWidget):
+    ax = view.figure()
+    assert isinstance(ax, Axes)
+    ax.figure.draw_without_rendering()
+    assert ax.has_data() or len(ax.texts) > 5
+    own = plt.subplots()[1]
+    assert view.figure(own) is own
+    plt.close("all")
+
+
+def test_static_figures_follow_the_selection(recording: Recording):
+    texts = {t.get_text() for t in block(step=8).figure().texts}
+    assert "mask *" in texts
+    pair = block(beside=QWEN).figure()
+    assert [ax.get_title() for ax in pair.figure.axes] == ["gpt-oss-20b", QWEN]
+    own = plt.subplots()[1]
+    assert block(beside=QWEN).figure(own).child_axes[0].get_title() == QWEN
+    assert fit(memory=24, unit="GiB").figure().lines[0].get_xdata()[0] == 24 * 2**30 / 1e9
+    assert mask(query=9, window=4).figure().get_title() == "query 9 sees 4 keys"
+    assert mask(query=100_000, pattern="F").figure().get_title() == "query 255 sees 256 keys"
+    assert "YaRN" in rope().figure().get_legend_handles_labels()[1]
+    assert rope(factor=1.0).figure().get_legend_handles_labels()[1] == ["RoPE"]
+    assert routing(recording, layer=2).figure().get_ylabel() == "expert of layer 2"
+    assert sinks(recording).figure().get_xlabel() == "query head"
+    plt.close("all")
 
 
 def test_live_module_is_whole(view: PageWidget):
@@ -418,9 +447,6 @@ def test_the_block_view_says_what_changes():
         "moe (router_bias False) → (router_bias True), sinks False → True"
     )
     assert view.table()[1]["parts"] == "dropout (gone)"
-
-
-QWEN = "Qwen3-30B-A3B"
 
 
 def test_what_qwen_builds_differently():

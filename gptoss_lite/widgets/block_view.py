@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
+from matplotlib.axes import Axes
+from traitlets import Any as Anything
 from traitlets import Dict, Int, List, TraitError, Unicode, validate
 
-from gptoss_lite import account
+from gptoss_lite import account, viz
 from gptoss_lite.anatomy import PARTS, anatomy, changed_parts, compare_parts, field_value
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.errors import ConfigError
@@ -56,6 +58,17 @@ class BlockView(PageWidget):
     rungs = List().tag(sync=True)  # each with the indices of its parts
     others = Dict().tag(sync=True)  # by name, as rungs
     frame = Dict().tag(sync=True)  # what is drawn at every rung
+    ladder = Anything()
+    other_configs = Dict()
+
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw the rung for print, marked against the rung before, or with the model beside it."""
+        rung, before = self.ladder[self.step], self.ladder[max(0, self.step - 1)]
+        if not self.beside:
+            return viz.block(rung.config, before.config, ax)
+        other = (self.beside, self.other_configs[self.beside])
+        axes = ax and (ax, ax.inset_axes((1.05, 0, 1, 1)))
+        return viz.block_pair((rung.name, rung.config), other, axes)[0]
 
     @validate("step")
     def _is_a_rung(self, proposal: Any) -> int:
@@ -107,6 +120,8 @@ def block(
     view = BlockView(
         **finding,
         names=PARTS,
+        ladder=ladder,
+        other_configs=dict(others),
         others={name: _model(config, parts) for name, config in others.items()},
         parts=list(parts.values()),
         rungs=rungs,

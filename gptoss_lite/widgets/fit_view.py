@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from matplotlib.axes import Axes
 from traitlets import Dict, Enum, Int, List, TraitError, Unicode, validate
 
-from gptoss_lite import account
+from gptoss_lite import account, viz
 from gptoss_lite.account import BITS, GIB, OVERHEAD_BYTES, Fit
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.errors import ConfigError
@@ -58,23 +59,38 @@ class FitView(PageWidget):
 
     def fits(self) -> dict[str, Fit]:
         """Return what `account.fit` says of each model, with everything as it is set now."""
-        memory = self.memory * (GIB if self.unit == "GiB" else 10**9)
-        formats = {
-            part: None if getattr(self, part) == "published" else getattr(self, part)
-            for part in ("dense", "experts")
-        }
         return {
             name: account.fit(
                 config,
-                memory,
+                self._memory_bytes,
                 context_tokens=self.context,
                 batch=self.batch,
-                dense=formats["dense"],
-                experts=formats["experts"],
+                **self._formats,
                 overhead_bytes=self.overhead_bytes,
             )
             for name, config in self.configs.items()
         }
+
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw what each model needs beside the memory, as everything is set now, for print."""
+        return viz.fit(
+            self.configs,
+            self._memory_bytes,
+            context_tokens=self.context,
+            batch=self.batch,
+            **self._formats,
+            ax=ax,
+        )
+
+    @property
+    def _memory_bytes(self) -> int:
+        return self.memory * (GIB if self.unit == "GiB" else 10**9)
+
+    @property
+    def _formats(self) -> dict[str, str | None]:
+        """The number formats as `account` wants them: None is the published one."""
+        chosen = {"dense": self.dense, "experts": self.experts}
+        return {part: None if name == "published" else name for part, name in chosen.items()}
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a model, as everything is set now."""

@@ -2,9 +2,10 @@
 
 from typing import Any, ClassVar
 
+from matplotlib.axes import Axes
 from traitlets import Dict, Enum, Int, TraitError, Unicode, validate
 
-from gptoss_lite import account
+from gptoss_lite import account, viz
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.presets import PRESETS
 from gptoss_lite.widgets.page import PageWidget, module_source
@@ -15,6 +16,7 @@ PATTERNS = {
     "SSSSSF": "five sliding, one full (Gemma 3)",
     "S": "all sliding",
 }
+MAX_DRAWN = 256  # rows and columns of a static figure
 N_FIRST = 4  # tokens that StreamingLLM keeps beside the window
 CACHE_BITS = {name: bits for name, bits in account.BITS.items() if name != "mxfp4"}
 
@@ -80,6 +82,14 @@ class MaskView(PageWidget):
         window = self.windows()[layer]
         oldest = 0 if window is None else max(0, self.query - window + 1)
         return [*range(min(self._kept, oldest)), *range(oldest, self.query + 1)]
+
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw the mask of a sliding layer, or of a full one if none slides, for print.
+
+        Of a long text the first 256 tokens are drawn, with the last of them as the query.
+        """
+        window = next((window for window in self.windows() if window is not None), None)
+        return viz.mask(min(self.query, MAX_DRAWN - 1), window, ax=ax)
 
     def table(self) -> list[dict[str, Any]]:
         """Return the bytes of the cache at some lengths, as everything is set now."""

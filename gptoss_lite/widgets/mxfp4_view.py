@@ -5,10 +5,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from torch import Tensor
 from traitlets import Bool, Bytes, Int, List, TraitError, validate
 
 from gptoss_lite import mxfp4 as packing
+from gptoss_lite import viz
 from gptoss_lite.errors import ShapeError
 from gptoss_lite.widgets.page import PageWidget, from_bytes, module_source, percent, to_bytes
 
@@ -45,6 +47,11 @@ class MXFP4View(PageWidget):
     def errors(self) -> Float[np.ndarray, " 32"]:
         """Return the decoded weights minus the original ones."""
         return self.decoded() - from_bytes(self.original, "f4", packing.BLOCK)
+
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw the weights before and after, as they were encoded, for print."""
+        original = from_bytes(self.original, "f4", packing.BLOCK).copy()
+        return viz.mxfp4(torch.from_numpy(original), ax)
 
     @validate("weight", "scale")
     def _inside(self, proposal: Any) -> int:

@@ -4,11 +4,13 @@ import math
 from typing import Any, ClassVar
 
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from torch import Tensor
+from traitlets import Any as Anything
 from traitlets import Bool, Int, TraitError, validate
 from traitlets import Float as Number
 
-from gptoss_lite import positions
+from gptoss_lite import positions, viz
 from gptoss_lite.config import ModelConfig, YarnConfig
 from gptoss_lite.errors import ConfigError
 from gptoss_lite.presets import PRESETS
@@ -42,6 +44,7 @@ class RopeView(PageWidget):
     theta = Number().tag(sync=True)
     beta_fast = Number(32.0).tag(sync=True)
     beta_slow = Number(1.0).tag(sync=True)
+    config = Anything()
 
     def yarn(self) -> YarnConfig:
         """Return the YaRN that is shown."""
@@ -61,6 +64,11 @@ class RopeView(PageWidget):
         """Return each pair's angle per token with RoPE and with YaRN."""
         plain, ramp = positions.rope_frequencies(self.head_dim, self.theta), self.ramp()
         return plain, plain / self.factor * ramp + plain * (1 - ramp)
+
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw how long a turn of each pair takes, as everything is set now, for print."""
+        yarn = self.yarn() if self.factor > 1 else None
+        return viz.rope(self.config.but(yarn=yarn), ax)
 
     @validate("pair", "distance", "original_context")
     def _inside(self, proposal: Any) -> int:
@@ -89,6 +97,7 @@ def rope(config: ModelConfig = PRESETS["gpt-oss-20b"], **selection: Any) -> Rope
         )
     yarn = config.yarn or YarnConfig(factor=1.0, original_context=config.context)
     view = RopeView(
+        config=config,
         head_dim=config.head_dim,
         theta=config.rope_theta,
         factor=yarn.factor,

@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
+from matplotlib.axes import Axes
+from traitlets import Any as Anything
 from traitlets import Bytes, List, TraitError, Unicode, validate
 from traitlets import Enum as Choice
 from traitlets import Int as Whole
 
+from gptoss_lite import viz
 from gptoss_lite.recording import Recording, example
 from gptoss_lite.widgets.page import (
     PageWidget,
@@ -50,12 +53,17 @@ class RoutingView(PageWidget):
     n_active = Whole().tag(sync=True)
     ids = Bytes().tag(sync=True)  # u8 [L T A]
     weights = Bytes().tag(sync=True)  # u8 [L T A], in 255ths
+    recording = Anything()
 
     def choices(self) -> tuple[Integer[np.ndarray, "L T A"], Float[np.ndarray, "L T A"]]:
         """Return the expert ids and weights as the page has them."""
         shape = (self.n_layers, len(self.tokens), self.n_active)
         weights = from_bytes(self.weights, "u1", *shape).astype(np.float32) / 255
         return from_bytes(self.ids, "u1", *shape), weights
+
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw the weights of the selected layer's experts, for print."""
+        return viz.routing(self.recording, self.layer, ax=ax)
 
     @validate("layer", "token", "expert")
     def _inside(self, proposal: Any) -> int:
@@ -98,6 +106,7 @@ def routing(recording: Recording | None = None, **selection: Any) -> RoutingView
         weights=to_bytes(np.rint(255 * weights), "u1"),
         summary=_summary(load, kept.mean(), shown, n_active),
         rows=_rows(load, kept, weights),
+        recording=recording,
     )
     for name, value in start.items():
         setattr(view, name, value)

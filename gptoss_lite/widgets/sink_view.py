@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from traitlets import Any as Anything
 from traitlets import Bool, Bytes, Int, List, TraitError, Unicode, validate
 from traitlets import Float as Number
 
+from gptoss_lite import viz
 from gptoss_lite.recording import Recording, example
 from gptoss_lite.widgets.page import (
     PageWidget,
@@ -55,6 +58,7 @@ class SinkView(PageWidget):
     lse = Bytes().tag(sync=True)  # u8 or u16 [L H T]
     bounds = Bytes().tag(sync=True)  # f32 [L H 2]: lse at 0 and at the largest code
     sink = Bytes().tag(sync=True)  # f32 [L H]
+    recording = Anything()
 
     def mass(self) -> Float[np.ndarray, "L H T"]:
         """Return the sink masses as the page shows them, at the current shift."""
@@ -66,6 +70,10 @@ class SinkView(PageWidget):
         lse = low + codes * ((high - low) / (2**self.bits - 1))
         sink = from_bytes(self.sink, "f4", *shape[:2])[..., None]
         return (1 / (1 + np.exp(lse - sink - self.shift))).astype(np.float32)
+
+    def figure(self, ax: Axes | None = None) -> Axes:
+        """Draw the mean sink mass of every head as it was recorded, for print."""
+        return viz.sink_by_head(self.recording, ax)
 
     @validate("layer", "head", "token")
     def _inside(self, proposal: Any) -> int:
@@ -108,6 +116,7 @@ def sinks(recording: Recording | None = None, **selection: Any) -> SinkView:
         n_heads=n_heads,
         summary=_summary(mass, n_tokens),
         rows=_rows(mass, arrays["sink"], about["window"]),
+        recording=recording,
         **_quantised(arrays["lse"][..., ::stride], arrays["sink"]),
     )
     for name, value in start.items():
