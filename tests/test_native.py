@@ -257,6 +257,25 @@ def test_many_tokens_get_the_numbers_of_the_plain_version(
         assert torch.equal(apply_experts(*call), apply_experts.plain(*call))
 
 
+@pytest.mark.parametrize("layout", ["halves", "whole"])
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_rows_are_unpacked_some_at_a_time(
+    body: str, layout: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same float32 products, whose order of sums the library may choose by their number."""
+    up = random_layer(4, 322, 96, torch.float32, 1, layout)
+    down = random_layer(4, 96, 160, torch.float32, 2)
+    down.blocks, down.scales = down.blocks[..., :5, :], down.scales[..., :5]
+    x = torch.randn(23, 96, generator=seeded(1))
+    gate = lambda both: swiglu(both)[:, :160]  # noqa: E731  # 161 rows a half, one too many
+    call = x, *routing(23, 4, 2, 3), up, down, gate
+    monkeypatch.setattr(native, "TILE_BYTES", rows * 96 * 4)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            apply_experts(*call), apply_experts.plain(*call), rtol=1e-5, atol=1e-5
+        )
+
+
 def test_popular_and_rare_experts_meet_in_one_call(body: str) -> None:
     up, down = (random_layer(6, r, w, torch.float32, r) for r, w in ((128, 32), (32, 64)))
     x = torch.randn(9, 32, generator=seeded(1))

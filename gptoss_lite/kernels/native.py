@@ -29,6 +29,7 @@ from gptoss_lite.trace import wants
 FEW_ROWS = 4  # from here on, a matrix product beats one dot product a row
 BIG_WEIGHTS = 2**20  # smaller matrices stay plain: nothing to gain, and no C compiler to find
 WIDE = 2**11  # and so do narrower vectors, unless the matrix is big
+TILE_BYTES = 6 * 2**20  # of unpacked rows: they stay in the CPU's cache until they are multiplied
 WIDE_KEYS = 2**9  # numbers of a token's key, over all heads: 20b's and 120b's
 DTYPES = (torch.float32, torch.bfloat16)
 BF16_BODY = 4  # AVX512_BF16 of vectors.h, which takes four blocks of a bfloat16 x at once
@@ -319,8 +320,8 @@ def apply_experts_native(
 
     An expert with up to FEW_ROWS tokens reads its packed bytes once and keeps everything up to
     the final sum in float32, but for what enters the second matrix of a bfloat16 model where the
-    CPU multiplies bfloat16. One with more is unpacked into a buffer that all experts share, and
-    multiplied as the plain version does it, with the same numbers.
+    CPU multiplies bfloat16. One with more is unpacked, some rows at a time, into a buffer that all
+    experts share, and multiplied as the plain version does it.
     """
     check_packed(up.blocks, up.scales)
     check_packed(down.blocks, down.scales)
@@ -429,14 +430,22 @@ def _matvec(
 
 
 def _product(x: Tensor, layer: PackedExpertLinear, expert: int, buffer: Tensor) -> Tensor:
-    """Unpack one expert's matrix into the buffer, which grows to hold it, and multiply."""
-    packed = packed_matrix(layer.blocks, layer.scales, layer.bias)
-    shape = packed.rows, packed.groups * BLOCK
-    if buffer.numel() < shape[0] * shape[1]:
-        buffer.resize_(shape[0] * shape[1])
-    matrix = buffer[: shape[0] * shape[1]].view(shape)
-    _unpack(packed, expert, matrix)
-    return F.linear(x, matrix, None if layer.bias is None else layer.bias[expert])
+    """Multiply with one expert's matrix, unpacking some rows of it at a time into the buffer."""
+    blocks, scales = layer.blocks, layer.scales
+    axis = blocks.ndim - 3  # of rows; in a matrix of two halves, of those of each
+    n_rows, width = blocks.shape[axis], blocks.shape[-2] * BLOCK
+    halves = blocks.shape[1] if blocks.ndim == 5 else 1
+    tile = max(1, TILE_BYTES // (halves * width * x.itemsize))
+    bias = None if layer.bias is None else layer.bias[expert].view(halves, n_rows)
+    out = x.new_empty(len(x), halves, n_rows)
+    for start in range(0, n_rows, tile):
+        n = min(tile, n_rows - start)
+        some = (packed.narrow(axis, start, n) for packed in (blocks, scales))
+        matrix = buffer.resize_(halves * n, width)
+        _unpack(packed_matrix(*some, None), expert, matrix)
+        some_bias = None if bias is None else bias[:, start : start + n].flatten()
+        out[:, :, start : start + n] = F.linear(x, matrix, some_bias).view(len(x), halves, n)
+    return out.flatten(1)
 
 
 # --- attend --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Attention by groups of heads gives the plain numbers, and less rounding in bfloat16."""
+"""Other ways of attention give the plain numbers, and less rounding in bfloat16."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from gptoss_lite import trace, use_backend
 from gptoss_lite.attention import attend
 from gptoss_lite.cache import KVCache
-from gptoss_lite.kernels import grouped
+from gptoss_lite.kernels import grouped, sdpa
 from tests.hostile import GPT_OSS, QWEN3, hostile, seeded, tokens
 
 
@@ -39,8 +39,10 @@ def inputs(
     sizes=st.sampled_from([(1, 1), (1, 23), (3, 23), (4, 4), (7, 19)]),
     window=st.sampled_from([None, 1, 4, 23, 50]),
     has_sinks=st.booleans(),
+    backend=st.sampled_from(["grouped", "sdpa"]),
 )
-def test_grouped_equals_plain(
+def test_they_equal_plain(
+    backend: str,
     seed: int,
     heads: tuple[int, int],
     sizes: tuple[int, int],
@@ -50,7 +52,7 @@ def test_grouped_equals_plain(
     """float32 sums of at most 23 terms, in another order."""
     q, k, v, sinks = inputs(seed, heads, sizes)
     call = q, k, v, sinks if has_sinks else None, window
-    use_backend("grouped")
+    use_backend(backend)
     try:
         got = attend(*call)
     finally:
@@ -66,6 +68,29 @@ def test_bfloat16_comes_closer_than_plain(forced: None) -> None:
     assert ours.dtype == torch.bfloat16
     assert ((ours.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-5).all()
     assert (ours.double() - exact).norm() < 0.8 * (plain.double() - exact).norm()
+
+
+@pytest.mark.parametrize("window", [None, 17])
+def test_a_prompt_of_bfloat16_is_no_worse_than_plain(window: int | None) -> None:
+    """A sink is as exact as a score: a width whose root is no power of two rounds it."""
+    q, k, v, sinks = (t.bfloat16() for t in inputs(1, (6, 2), (40, 40), width=24))
+    sinks = 3 + sinks
+    exact = attend.plain(q.double(), k.double(), v.double(), sinks, window)
+    ours = sdpa.attend_sdpa(q, k, v, sinks, window)
+    plain = attend.plain(q, k, v, sinks, window)
+    assert ours.dtype == torch.bfloat16
+    assert (ours.double() - exact).norm() < 1.05 * (plain.double() - exact).norm()
+
+
+def test_a_trace_and_dropout_get_another_way() -> None:
+    q, k, v, sinks = inputs(0, (16, 8), (5, 9), width=64)
+    assert sdpa.too_small(q, k, v, sinks, None) is None
+    assert sdpa.too_small(q[:, :, :4], k, v, sinks, None) == "4 queries leave nothing to fuse"
+    assert sdpa.why_not(q, k, v, sinks, None, 0.1) == "it drops nothing"
+    with trace(hostile(GPT_OSS), "probs"):
+        assert sdpa.why_not(q, k, v, sinks, None) == (
+            "a trace asks for attention weights, which it never writes down"
+        )
 
 
 @pytest.mark.parametrize("config", [GPT_OSS, QWEN3], ids=["gpt-oss", "qwen3"])
@@ -89,7 +114,9 @@ def test_traces_see_the_same_numbers_step_by_step(config, monkeypatch) -> None:
         torch.testing.assert_close(seen[1][key], plain, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_pass_through(forced: None) -> None:
+@pytest.mark.parametrize("backend", ["grouped", "sdpa"])
+def test_gradients_pass_through(forced: None, backend: str) -> None:
+    use_backend(backend)
     q, k, v, sinks = (t.requires_grad_() for t in inputs(3, (6, 2), (3, 12)))
     wrt = q, sinks
     ours = torch.autograd.grad(attend(q, k, v, sinks, 5).square().sum(), wrt)
