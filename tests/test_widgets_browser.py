@@ -167,6 +167,63 @@ def test_a_click_selects(page: Watched, saved: Path, view: PageWidget):
     page.clean()
 
 
+PIXELS = """() => [...document.querySelector('.gl-widget-live > div').shadowRoot
+  .querySelectorAll('canvas')].map(canvas => canvas.toDataURL())"""
+BARS = """() => {
+  const strip = document.querySelector('.gl-widget-live > div').shadowRoot.querySelector('.strip');
+  const { top, bottom } = strip.getBoundingClientRect();
+  return [...strip.querySelectorAll('bdi')].filter(span => {
+    const box = span.getBoundingClientRect();
+    return box.bottom > top && box.top < bottom;
+  }).map(span => span.textContent + span.style.getPropertyValue('--v'));
+}"""  # of the tokens in sight
+MOVED = {  # controls in turn, and what they select
+    "sinks": ({"layer": 2, "head": 4, "token": 20, "shift": 1.0, "sinks_on": True}, "shift"),
+    "routing": ({"layer": 2, "token": 9, "expert": 3, "color": "expert"}, "color"),
+    "lens": ({"layer": 2, "token": 12, "color": "rank"}, "color"),
+    "offload": ({"slots": 4, "link": "nvme", "layer": 2, "token": 9}, "slots"),
+}
+
+COLOR_LABELS = {"routing": "Overview shows", "lens": "Color shows"}
+LABELS = {
+    "layer": "Layer", "head": "Head", "token": "Token", "shift": "Shift all sinks",
+    "sinks_on": "Sinks on", "expert": "Follow expert", "slots": "Slots", "link": "Link",
+}  # fmt: skip
+
+
+def choose(page: Watched, label: str, value: object) -> None:
+    """Set a control, as a reader does."""
+    control = page.page.get_by_label(label, exact=True)
+    if isinstance(value, bool):
+        control.set_checked(value)
+    elif isinstance(value, str):
+        control.select_option(value)
+    else:
+        control.fill(str(value))
+    page.settle()
+
+
+def test_what_moved_is_drawn_like_what_began_there(
+    page: Watched, view: PageWidget, recording: Recording, tmp_path: Path
+):
+    """A redraw makes only what has changed anew; nothing of the selection before may stay."""
+    selection, last = MOVED[view.view]
+    make = test_widgets.RECORDED[view.view]
+    page.open(make(recording, **selection).save(tmp_path / "fresh.html"))
+    page.settle()
+    fresh, bars = page.page.evaluate(PIXELS), page.page.evaluate(BARS)
+    page.open(view.save(tmp_path / "view.html"))
+    before = page.page.evaluate(PIXELS)
+    for name in [*(name for name in selection if name != last), last]:
+        choose(page, LABELS.get(name) or COLOR_LABELS[view.view], selection[name])
+    page.settle()
+    after = page.page.evaluate(PIXELS)
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    assert after == fresh
+    assert page.page.evaluate(BARS) == bars
+    page.clean()
+
+
 def test_letters_stay_inside(page: Watched, any_saved: Path, any_view: PageWidget):
     page.open(any_saved)
     page.page.evaluate(
