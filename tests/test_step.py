@@ -1,6 +1,7 @@
 """A whole token in one call of C: the same logits and the same cache as block by block."""
 
 import gc
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from gptoss_lite import Transformer, trace, use_backend
 from gptoss_lite.cache import KVCache, SlidingCache
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.dispatch import ways_taken
-from gptoss_lite.errors import ShapeError
+from gptoss_lite.errors import BackendError, ShapeError
 from gptoss_lite.kernels import build, native, step
 from gptoss_lite.moe import ExpertLinear, MixtureOfExperts
 from tests.hostile import GPT_OSS_MXFP4, hostile, packed, tokens
@@ -136,6 +137,22 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_the_profile_adds_up_to_the_call() -> None:
+    model, cache = model_of(CONFIG), KVCache(CONFIG)
+    ids = tokens(CONFIG, 1, 6)
+    with torch.no_grad():
+        model(ids[:, :4], cache)
+    start = time.perf_counter()
+    seconds = step.profiled(model, int(ids[0, 4]), cache)
+    whole = time.perf_counter() - start
+    assert tuple(seconds) == step.PARTS
+    assert min(seconds.values()) > 0
+    assert sum(seconds.values()) < whole
+    assert cache.n_seen == 5
+    with pytest.raises(BackendError, match="a trace is open"), trace(model):
+        step.profiled(model, int(ids[0, 5]), cache)
 
 
 # --- a model that changes ------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     )
     library.unpack.argtypes = (pointer, number, pointer, number, pointer, *threads)
     library.attend.argtypes = (pointer, *threads)
-    library.next_logits.argtypes = (*(pointer,) * 5, *threads)
+    library.next_logits.argtypes = (*(pointer,) * 6, *threads)
     return library
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gptoss_lite.cache import KVCache
 from gptoss_lite.config import ModelConfig
+from gptoss_lite.errors import BackendError
 from gptoss_lite.kernels import build, native
 from gptoss_lite.kernels.decode import hooks
 from gptoss_lite.model import Block, Transformer, logits
@@ -25,6 +26,7 @@ from gptoss_lite.moe import MixtureOfExperts
 from gptoss_lite.mxfp4 import PackedExpertLinear, scale_table
 from gptoss_lite.trace import NAMES, wants
 
+PARTS = ("projections", "attention", "experts", "unembedding", "rest")  # in the order of step.h
 MOST_ACTIVE = 64  # experts of a token: step.h keeps room for them
 
 
@@ -196,8 +198,13 @@ class _Step:
             config.norm_eps,
         )
 
-    def run(self, model: Transformer, token: int, cache: KVCache) -> Tensor:
-        """Read one token into the cache; return the logits of the next, [1, 1, V]."""
+    def run(
+        self, model: Transformer, token: int, cache: KVCache, seconds: Tensor | None = None
+    ) -> Tensor:
+        """Read one token into the cache; return the logits of the next, [1, 1, V].
+
+        `seconds`, float64, receives the time of each of the PARTS.
+        """
         embedding = model.embed.weight
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             row = layer.next_row()
@@ -212,6 +219,7 @@ class _Step:
             ctypes.byref(self._model),
             embedding.data_ptr() + token * embedding.stride(0) * embedding.itemsize,
             *(tensor.data_ptr() for tensor in (cos, sin, out)),
+            None if seconds is None else seconds.data_ptr(),
         )
         for layer in cache.layers:
             layer.claim_row()
@@ -278,3 +286,19 @@ def logits_step(model: Transformer, tokens: Tensor, cache: KVCache | None = None
     assert cache is not None
     model.check(tokens)
     return _step(model).run(model, int(tokens), cache)
+
+
+@torch.no_grad()
+def profiled(model: Transformer, token: int, cache: KVCache) -> dict[str, float]:
+    """Read one token into the cache; return the seconds that each of the PARTS took.
+
+    Raises:
+        BackendError: this model cannot be read by one call of C now.
+    """
+    tokens = torch.tensor([[token]])
+    model.check(tokens)
+    if reason := build.missing() or why_not(model, tokens, cache):
+        raise BackendError(f"This token cannot be read by one call of C: {reason}.")
+    seconds = torch.zeros(len(PARTS), dtype=torch.float64)
+    _step(model).run(model, token, cache, seconds)
+    return dict(zip(PARTS, seconds.tolist(), strict=True))

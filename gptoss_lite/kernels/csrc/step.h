@@ -7,8 +7,12 @@
 #ifndef STEP_H
 #define STEP_H
 
+#include <time.h>
+
 #include "attention.h"
 #include "matrices.h"
+
+enum { PROJECTIONS, ATTENTION, EXPERTS, UNEMBEDDING, REST, PARTS }; /* where the time goes */
 
 typedef struct { /* one block, and its part of the KV cache; all dense numbers have one dtype */
     Dense q, k, v, o, router;
@@ -33,7 +37,18 @@ typedef struct { /* room for what a block writes down, and how to get help */
     float *x, *read, *q, *k, *v, *mixed, *delta, *logits, *hidden, *answers;
     int threads;
     parallel_fn parallel;
+    double *seconds, last; /* of each part so far, and the time of the last look; or nothing */
 } Notes;
+
+/* What has passed since the last look went into this part. */
+static void spent(Notes *n, int part) {
+    struct timespec now;
+    if (!n->seconds) return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    double time = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    if (n->last > 0) n->seconds[part] += time - n->last;
+    n->last = time;
+}
 
 enum { BYTES_PER_THREAD = 1 << 17 }; /* a second thread costs about as much as reading this */
 
@@ -78,10 +93,12 @@ static int read_attention(const Model *m, const Block *b, const float *cos, cons
     multiply(&b->q, n->read, n->q, n);
     multiply(&b->k, n->read, n->k, n);
     multiply(&b->v, n->read, n->v, n);
+    spent(n, PROJECTIONS);
     rotate(n->q, m->heads, width, cos, sin);
     rotate(n->k, m->kv_heads, width, cos, sin);
     keep(b->keys, b->key_strides, b->rows, m, n->k);
     keep(b->values, b->value_strides, b->rows, m, n->v);
+    spent(n, REST);
     Attention a = {
         .q = (const char *)n->q, .k = b->keys, .v = b->values, .sinks = b->sinks,
         .out = (char *)n->mixed, .batch = 1, .heads = m->heads, .kv_heads = m->kv_heads,
@@ -91,7 +108,9 @@ static int read_attention(const Model *m, const Block *b, const float *cos, cons
         .v_strides = {0, b->value_strides[0], b->value_strides[1]},
         .bf16 = m->bf16, .sinks_bf16 = m->bf16, .q_bf16 = 0, .scale = 1 / sqrt((double)width)};
     if (attend(&a, threads_for(n, 2 * keys * m->kv_heads * width * (m->bf16 ? 2 : 4)), n->parallel)) return 1;
+    spent(n, ATTENTION);
     multiply(&b->o, n->mixed, n->delta, n);
+    spent(n, PROJECTIONS);
     return 0;
 }
 
@@ -119,6 +138,7 @@ static int ask_experts(const Model *m, const Block *b, Notes *n) {
     static const Activation nothing = {NOTHING, 0, 0, 0};
     multiply(&b->router, n->read, n->logits, n);
     choose(m, n->logits, chosen, shares);
+    spent(n, REST);
     for (int64_t a = 0; a <= m->n_active; a++) starts[a] = a;
     Pairs up = {m->n_active, m->n_active, chosen, starts, zeros};
     Pairs down = {m->n_active, m->n_active, chosen, starts, starts};
@@ -127,6 +147,7 @@ static int ask_experts(const Model *m, const Block *b, Notes *n) {
         packed_matvec(&b->down, &nothing, &down, m->scale_of, n->hidden, m->n_active, 0, (int)m->quads,
                n->answers, n->threads, n->parallel))
         return 1;
+    spent(n, EXPERTS);
     for (int64_t i = 0; i < m->width; i++) {
         n->delta[i] = 0;
         for (int64_t a = 0; a < m->n_active; a++)
@@ -139,6 +160,7 @@ static int run_blocks(const Model *m, const float *cos, const float *sin, Notes 
     int bf16 = (int)m->bf16;
     for (const Block *b = m->blocks; b < m->blocks + m->n_blocks; b++) {
         rms_norm(n->x, m->width, b->attn_norm, bf16, m->eps, n->read);
+        spent(n, REST);
         if (read_attention(m, b, cos, sin, n)) return 1;
         for (int64_t i = 0; i < m->width; i++) n->x[i] += n->delta[i];
         rms_norm(n->x, m->width, b->ffn_norm, bf16, m->eps, n->read);
@@ -148,14 +170,15 @@ static int run_blocks(const Model *m, const float *cos, const float *sin, Notes 
     return 0;
 }
 
-/* Read one token, whose embedding this is, into the KV cache; write the logits of the next. */
+/* Read one token, whose embedding this is, into the KV cache; write the logits of the next, and, if
+   asked for, how many seconds each of the PARTS took. */
 int next_logits(const Model *m, const void *embedding, const float *cos, const float *sin,
-                void *logits, int threads, parallel_fn parallel) {
+                void *logits, double *seconds, int threads, parallel_fn parallel) {
     int64_t q_width = m->heads * m->head_width, kv_width = m->kv_heads * m->head_width;
     int64_t hidden = m->blocks[0].down.groups * BLOCK;
     int64_t sizes[] = {m->width, m->width, q_width, kv_width, kv_width, q_width,
                        m->width, m->n_experts, m->n_active * hidden, m->n_active * m->width};
-    Notes n = {.threads = threads, .parallel = parallel};
+    Notes n = {.threads = threads, .parallel = parallel, .seconds = seconds};
     float **places[] = {&n.x, &n.read, &n.q, &n.k, &n.v, &n.mixed,
                         &n.delta, &n.logits, &n.hidden, &n.answers};
     int64_t total = 0;
@@ -166,10 +189,13 @@ int next_logits(const Model *m, const void *embedding, const float *cos, const f
         *places[i] = free_part;
         free_part += (sizes[i] + 15) / 16 * 16;
     }
+    spent(&n, REST);
     as_floats(embedding, m->width, (int)m->bf16, n.x);
     int failed = run_blocks(m, cos, sin, &n);
     rms_norm(n.x, m->width, m->norm, (int)m->bf16, m->eps, n.read);
+    spent(&n, REST);
     if (!failed) dense(&m->unembed, n.read, 1, logits, (int)m->bf16, threads, parallel);
+    spent(&n, UNEMBEDDING);
     free(room);
     return failed;
 }
