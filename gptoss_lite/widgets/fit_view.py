@@ -65,7 +65,8 @@ class FitView(PageWidget):
                 self._memory_bytes,
                 context_tokens=self.context,
                 batch=self.batch,
-                **self._formats,
+                dense=self._format(self.dense),
+                experts=self._format(self.experts),
                 overhead_bytes=self.overhead_bytes,
             )
             for name, config in self.configs.items()
@@ -78,7 +79,8 @@ class FitView(PageWidget):
             self._memory_bytes,
             context_tokens=self.context,
             batch=self.batch,
-            **self._formats,
+            dense=self._format(self.dense),
+            experts=self._format(self.experts),
             ax=ax,
         )
 
@@ -86,11 +88,10 @@ class FitView(PageWidget):
     def _memory_bytes(self) -> int:
         return self.memory * (GIB if self.unit == "GiB" else 10**9)
 
-    @property
-    def _formats(self) -> dict[str, str | None]:
-        """The number formats as `account` wants them: None is the published one."""
-        chosen = {"dense": self.dense, "experts": self.experts}
-        return {part: None if name == "published" else name for part, name in chosen.items()}
+    @staticmethod
+    def _format(chosen: str) -> str | None:
+        """Return a number format as `account` wants it: None is the published one."""
+        return None if chosen == "published" else chosen
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a model, as everything is set now."""

@@ -72,7 +72,8 @@ class PageWidget(anywidget.AnyWidget):
     table: a published page starts the drawing from it, and where scripts are stripped the sentence
     and the table remain. That HTML holds no ids, times or addresses, so it is the same in each run.
 
-    A view sets `view`, the name of its module, `_esm = module_source(view)`, and its traits.
+    A view sets `view`, the name of its module, `_esm = module_source(view)`, and its traits, and
+    has a method `figure(ax=None)` that draws the same with matplotlib, for print.
 
     Attributes:
         title: names the model and says where the data come from.
