@@ -398,7 +398,7 @@ def test_another_model_stands_beside(page: Watched, tmp_path: Path):
     """The page marks what Python's comparison names, at every rung."""
     page.open(block(step=6).save(tmp_path / "view.html"))
     drawings = page.page.locator("svg")
-    assert not drawings.nth(1).is_visible()
+    assert drawings.count() == 1
     page.press("Beside", "ArrowDown")
     assert page.status().startswith("Step 13 of 13, gpt-oss-20b, beside Qwen3-30B-A3B: built")
     config = PRESETS["qwen3-30b-a3b"]
@@ -416,6 +416,9 @@ def test_another_model_stands_beside(page: Watched, tmp_path: Path):
                 assert mine
                 assert all(label.endswith(f", {how}") for label in mine) == (how is not None)
     assert "only here dropout, learned positions; only there router, rotation." in page.status()
+    page.press("Beside", "ArrowUp")
+    assert drawings.count() == 1
+    assert page.status().startswith("Step 0 of 13, GPT-2. Selected: ")
     page.clean()
 
 

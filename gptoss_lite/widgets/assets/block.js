@@ -74,7 +74,7 @@ function difference(one, other) {
 function diagram(ui, shown, gone, mark, title) {
   const { now } = ui, { parts, rungs, frame } = now, [, , width, height] = frame.view;
   const drawing = s("svg", { viewBox: frame.view, role: "group", keydown: walk }), caption = h("figcaption");
-  const figure = h("figure", { class: "half drawing" }, caption, drawing);
+  const figure = h("figure", { class: "half drawing" });
   ui.figures.append(figure);
   ui.plots.push({ figure, caption: title, canvas: picture });
   const glyph = ([kind, d]) => s("path", { class: kind, d });
@@ -129,7 +129,9 @@ function diagram(ui, shown, gone, mark, title) {
     return image;
   }
   ui.updates.push(() => {
-    if ((figure.hidden = !shown())) return;
+    figure.hidden = !shown();
+    if (figure.hidden) return figure.replaceChildren(); // an empty drawing would be one to print
+    if (!figure.firstChild) figure.append(caption, drawing);
     if (drawn !== (drawn = `${now.step} ${now.beside}`)) draw();
     say(caption, title());
     const picked = boxes.filter(({ part }) => part.name === now.part);

@@ -28,7 +28,10 @@ function render({ model, el }) {
   const end = () => Math.max(16, 2 ** Math.ceil(Math.log2(now.query + 1))); // of the drawings
   for (const i of [0, 1]) {
     const area = { x: 56, y: 4, height: 224 };
-    const caption = () => (kinds()[i][1] ? `${kinds()[i][0]} layers (${kinds()[i][1]}): queries down, keys across` : `No ${kinds()[i][0].toLowerCase()} layers`);
+    const caption = () => {
+      const [name, layers] = kinds()[i];
+      return layers ? `${name} layers (${layers}): queries down, keys across` : `No ${name.toLowerCase()} layers`;
+    };
     plot(ui, { half: true, area, caption, label: () => `Query ${now.query} ${told(kinds()[i][2])}`, draw(pen) {
       const [, layers, most] = kinds()[i], { x, y, width, height } = area, n = end(), rows = Math.min(n, 64), unit = n / rows, mine = Math.floor(now.query / unit);
       const wide = width / n, tall = height / rows, gap = n > 64 ? 0 : 1;

@@ -16,7 +16,7 @@ function render({ model, el }) {
   const fetched = cached(() => now.slots, () => Float32Array.from({ length: L * T }, (_, i) =>
     away.subarray(i * A, (i + 1) * A).reduce((sum, d) => sum + (d >= now.slots), 0)));
   const everywhere = (t) => range(L).reduce((sum, l) => sum + fetched()[l * T + t], 0);
-  const moved = (rate, of = { n_layers: L, n_active: A, expert_bytes: size }) => of.n_layers * of.n_active * (1 - rate) * of.expert_bytes;
+  const moved = (rate, of = now) => of.n_layers * of.n_active * (1 - rate) * of.expert_bytes;
   const speed = (bytes, gb) => (bytes > 0.5 ? (gb * 1e9) / bytes : Infinity);
   const told = (n) => (n === Infinity ? "no limit" : `${n < 100 ? n.toFixed(1) : count(Math.round(n))} tokens/s`);
   const weight = (n) => (n < 1e6 ? `${(n / 1000).toFixed(1)} kB` : bytes(n).split(" = ")[0]);
@@ -77,7 +77,7 @@ function render({ model, el }) {
   };
   panel(ui, () => {
     const best = big.rates.filter(([n]) => n <= now.slots).pop() ?? big.rates[0];
-    return [sum(`This run, ${now.slots} slots`, now.slots, all[index()], { n_layers: L, n_experts: E, n_active: A, expert_bytes: size }),
+    return [sum(`This run, ${now.slots} slots`, now.slots, all[index()], now),
       sum(`gpt-oss-20b, ${best[0]} slots, published hit rate`, ...best, big)];
   });
   strip(ui, (t) => everywhere(t) / (L * A));
