@@ -142,7 +142,7 @@ def test_it_comes_after_native_and_waits_for_large_matrices(
     assert compiled.linear_too_small(x, small) == (
         "the matrix has 4,096 weights, and below 1,048,576 there is no gain"
     )
-    assert not asked  # a tiny matrix must not be why native.c is built
+    assert not asked  # a tiny matrix must not be why C code is built
     assert compiled.linear_too_small(x, big) == "the native backend is there, and faster"
     monkeypatch.setattr(native, "missing", lambda: "no compiler")
     assert compiled.linear_too_small(x, big) is None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import gptoss_lite as gl
 from gptoss_lite import LADDER, Transformer, mxfp4, use_backend
+from gptoss_lite.attention import attend
 from gptoss_lite.cache import KVCache
 from gptoss_lite.errors import BackendError, ShapeError
 from gptoss_lite.ffn import clamped_swiglu, gelu, swiglu
@@ -419,6 +420,47 @@ def test_axes_in_any_order_are_decoded(body: str, shape: tuple[int, ...]) -> Non
     assert torch.equal(dequantize(*groups), dequantize.plain(*groups))
 
 
+# --- attend --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 1, 5, 23])
+@pytest.mark.parametrize("heads", [(6, 2), (5, 5), (9, 1), (16, 1), (17, 1)])
+def test_attention_is_exact_but_for_the_last_rounding(
+    body: str, dtype: torch.dtype, window: int | None, heads: tuple[int, int]
+) -> None:
+    """From strided memory, with and without sinks, at widths that fill no vector."""
+    generator = seeded(heads[0])
+    for width, (n_queries, n_keys) in itertools.product((3, 20, 64, 67), ((1, 23), (3, 7), (4, 4))):
+        q = 2 * torch.randn(2, n_queries, heads[0], width, generator=generator).transpose(1, 2)
+        shape = 2, 2, heads[1], n_keys + 3, width
+        k, v = torch.randn(shape, generator=generator)[..., 2:-1, :]
+        sinks = 2 * torch.randn(heads[0], generator=generator) if width % 2 else None
+        q, k, v = (t.to(dtype) for t in (q, k, v))
+        with torch.no_grad():
+            got = attend(q, k, v, sinks, window)
+        exact = attend.plain(q.double(), k.double(), v.double(), sinks, window)
+        assert got.dtype == dtype
+        # exponents err by the roundings of a dot product, and the mix by those of n_keys terms
+        size = (q.double().abs().sum(-1).amax() * k.double().abs().amax() + n_keys).item()
+        bound = 8 * size * U32 * v.double().abs().amax()
+        if dtype == torch.bfloat16:
+            bound = bound + U16 * exact.abs()
+        assert ((got.double() - exact).abs() <= bound).all()
+
+
+def test_attention_keeps_infinities_and_nan(body: str) -> None:
+    q, k, v = torch.ones(3, 1, 2, 1, 16)
+    k = k[:, :1].repeat(1, 1, 4, 1)
+    v = v[:, :1].repeat(1, 1, 4, 1)
+    with torch.no_grad():
+        assert (attend(q, k, v, torch.full((2,), 1e30), None) == 0).all()
+        assert (attend(q, k, v, torch.full((2,), -torch.inf), None) == 1).all()
+        k[0, 0, 1, 3] = torch.nan
+        assert attend(q, k, v, None, None).isnan().all()
+        assert not attend(q, k, v, None, 2).isnan().any()
+
+
 # --- whole models --------------------------------------------------------------------------------
 
 
@@ -598,6 +640,46 @@ def test_no_gradients_are_lost(forced: None) -> None:
         assert native.linear_why_not(x, weight) is None
 
 
+def attention_refusal(**changes: Any) -> str | None:
+    call = dict.fromkeys(("q", "k", "v"), torch.ones(1, 2, 1, 8)) | {"sinks": None, "window": None}
+    with without_type_checks(), torch.no_grad():
+        return native.attend_why_not(**(call | changes))
+
+
+def test_attention_it_cannot_compute_is_refused() -> None:
+    one = torch.ones(1, 2, 1, 8)
+    assert attention_refusal() is None
+    assert attention_refusal(dropout=0.1) == "dropout draws at random, and it does not"
+    assert attention_refusal(k=one.bfloat16()) == "q, k and v must all be float32, or all bfloat16"
+    assert attention_refusal(**dict.fromkeys("qkv", one.half())) == (
+        "q, k and v must all be float32, or all bfloat16"
+    )
+    assert attention_refusal(sinks=torch.ones(2).half()) == (
+        "sinks are torch.float16; it reads float32 and bfloat16"
+    )
+    assert attention_refusal(v=one.repeat(1, 1, 1, 2)[..., ::2]) == (
+        "the numbers of a head are not side by side"
+    )
+    with gl.trace(nano(), "probs"):
+        assert attention_refusal() == (
+            "a trace asks for attention weights, which it never writes down"
+        )
+
+
+def test_narrow_or_many_queries_are_left_to_others() -> None:
+    wide = torch.ones(1, 8, 5, 64)
+    assert native.attend_too_small(wide[:, :, :4], wide, wide, None, None) is None
+    assert native.attend_too_small(wide, wide, wide, None, None) == (
+        "5 queries at once are better multiplied as matrices"
+    )
+    assert native.attend_too_small(X[None, None], X[None, None], X[None, None], None, None) == (
+        "a key has 8 numbers, and below 512 there is no gain"
+    )
+    assert native.attend_too_small(X[None, None], wide.to("meta"), wide, None, None) == (
+        "the keys are on meta, and this is for the CPU"
+    )
+
+
 EXPERTS = random_layer(2, 64, 32, torch.float32, 1), random_layer(2, 32, 32, torch.float32, 2)
 ROUTE = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64)
 
@@ -682,6 +764,8 @@ def test_small_or_many_rows_are_left_to_others() -> None:
     assert native.linear_too_small(torch.ones(1, 1024), big.to("meta")) == (
         "the matrix is on meta, and this is for the CPU"
     )
+    long_rows = torch.empty(32, 2880)  # a router's: plain bfloat16 takes ten times as long
+    assert native.linear_too_small(torch.ones(1, 2880), long_rows) is None
     assert native.dequantize_too_small(EXPERTS[0].blocks, EXPERTS[0].scales) == (
         "the matrix has 4,096 weights, and below 1,048,576 there is no gain"
     )

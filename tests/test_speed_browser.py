@@ -21,7 +21,7 @@ from tests.test_widgets_browser import page  # noqa: F401 - a fixture
 MOUNT_MS, REDRAW_MS, SLACK = 500, 60, 5
 VIEW_BYTES, ROUTING_BYTES = 350_000, 200_000
 OPERATIONS = 1_000  # of one redraw: pixels are one operation, text and bars one each
-FASTER = 10  # than Plotly; measured 18 to 28, alone and with two busy programs beside
+FASTER = 10  # than Plotly; measured 18 to 28, alone and with other programs beside
 LAYERS, HEADS, EXPERTS, ACTIVE, TOKENS = 24, 64, 32, 4, 512  # gpt-oss-20b reading 512 tokens
 
 pytestmark = pytest.mark.site

@@ -1,4 +1,4 @@
-"""Products with a few rows on the CPU, through torch.compile: for machines where native.c is off.
+"""Products with a few rows on the CPU, through torch.compile: for machines where the C code is off.
 
 Decoding places bits instead of looking numbers up, because Inductor turns a table into one load a
 weight. The first call of each kind waits for the compiler, 10 to 40 seconds; torch keeps what it
