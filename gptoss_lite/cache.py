@@ -35,7 +35,7 @@ class FullCache:
         """Say where the next token goes and what it sees; None if nothing is free for it."""
         if self._buffer is None or self.length == self._buffer.shape[3]:
             return None
-        return *self._buffer.unbind(0), 0, self.length
+        return self._buffer[0], self._buffer[1], 0, self.length
 
     def claim_row(self) -> None:
         """Count the token whose key and value the caller has written to `next_row`."""

@@ -201,12 +201,16 @@ def routing(n_tokens: int, n_experts: int, n_active: int, seed: int) -> tuple[Te
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("n_tokens", "layout"),
-    [(1, "halves"), (2, "no bias"), (3, "whole"), (5, "halves"), (7, "whole")],
+    [(1, "halves"), (2, "no bias"), (3, "whole"), (5, "halves"), (7, "whole"), (40, "halves")],
 )
 def test_packed_experts_are_exact_but_for_the_last_rounding(
-    body: str, dtype: torch.dtype, n_tokens: int, layout: str
+    body: str,
+    dtype: torch.dtype,
+    n_tokens: int,
+    layout: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Up to 4 tokens an expert: float32 all the way, then a rounding to x's dtype.
+    """However few tokens an expert has: float32 all the way, then a rounding to x's dtype.
 
     A body that multiplies bfloat16 rounds once more, between the matrices.
     """
@@ -217,7 +221,7 @@ def test_packed_experts_are_exact_but_for_the_last_rounding(
     down = random_layer(n_experts, width, hidden, dtype, 2, layout if layout != "halves" else "")
     x = torch.randn(n_tokens, width, generator=seeded(n_tokens)).to(dtype)
     weights, ids = routing(n_tokens, n_experts, n_active, n_tokens)
-    assert ids.flatten().bincount().max() <= native.FEW_ROWS
+    monkeypatch.setattr(native, "FEW_ROWS", 40)
     with torch.no_grad():
         got = apply_experts(x, weights, ids, up, down, act)
         exact, size = experts_and_size(x, weights, ids, up, down, act)
@@ -245,9 +249,10 @@ def test_few_tokens_of_a_bfloat16_model_come_closer_than_the_plain_version(body:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n_tokens", [23, 40])
 def test_many_tokens_get_the_numbers_of_the_plain_version(
-    body: str, dtype: torch.dtype, n_tokens: int
+    body: str, dtype: torch.dtype, n_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts with more than 4 tokens are unpacked and multiplied as ever: bit for bit."""
+    """Experts with more tokens are unpacked and multiplied as ever: bit for bit."""
+    monkeypatch.setattr(native, "FEW_ROWS_BF16", native.FEW_ROWS)
     up = random_layer(4, 320, 96, dtype, 1, "halves")
     down = random_layer(4, 96, 160, dtype, 2)
     x = torch.randn(n_tokens, 96, generator=seeded(1)).to(dtype)

@@ -27,6 +27,7 @@ from gptoss_lite.mxfp4 import VALUES as E2M1
 from gptoss_lite.trace import wants
 
 FEW_ROWS = 4  # from here on, a matrix product beats one dot product a row
+FEW_ROWS_BF16 = 64  # of packed experts, where the CPU multiplies bfloat16 in its registers
 BIG_WEIGHTS = 2**20  # smaller matrices stay plain: nothing to gain, and no C compiler to find
 WIDE = 2**11  # and so do narrower vectors, unless the matrix is big
 TILE_BYTES = 6 * 2**20  # of unpacked rows: they stay in the CPU's cache until they are multiplied
@@ -318,10 +319,10 @@ def apply_experts_native(
 ) -> Tensor:
     """Send each token through its A experts; see `moe.apply_experts`.
 
-    An expert with up to FEW_ROWS tokens reads its packed bytes once and keeps everything up to
-    the final sum in float32, but for what enters the second matrix of a bfloat16 model where the
-    CPU multiplies bfloat16. One with more is unpacked, some rows at a time, into a buffer that all
-    experts share, and multiplied as the plain version does it.
+    An expert with up to FEW_ROWS tokens (FEW_ROWS_BF16 where the CPU multiplies bfloat16) reads its
+    packed bytes and keeps everything up to the final sum in float32, but for what enters the
+    second matrix where the CPU multiplies bfloat16. One with more is unpacked, some rows at a
+    time, into a buffer that all experts share, and multiplied as the plain version does it.
     """
     check_packed(up.blocks, up.scales)
     check_packed(down.blocks, down.scales)
@@ -334,7 +335,8 @@ def apply_experts_native(
             f"Experts {min(pairs_of)} to {max(pairs_of)} were chosen, but there are {n_experts} "
             f"up and {len(down.blocks)} down matrices. Expert ids count from 0."
         )
-    few = {e: pairs for e, pairs in pairs_of.items() if len(pairs) <= FEW_ROWS}
+    most = FEW_ROWS_BF16 if _multiplies(x.dtype) else FEW_ROWS
+    few = {e: pairs for e, pairs in pairs_of.items() if len(pairs) <= most}
     total = torch.zeros(x.shape, dtype=torch.float32)
     shares = weights.flatten()[:, None]
     if few:
@@ -351,6 +353,11 @@ def apply_experts_native(
     return total.to(x.dtype)
 
 
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Say whether the CPU multiplies numbers of this dtype, two at once: four blocks in one go."""
+    return dtype == torch.bfloat16 and build.library().body() == BF16_BODY
+
+
 def _few_tokens(
     x: Tensor,
     few: dict[int, list[int]],
@@ -365,7 +372,7 @@ def _few_tokens(
     for chosen in few.values():
         starts.append(starts[-1] + len(chosen))
     groups = _array(list(few)), _array(starts)
-    quads = x.dtype == torch.bfloat16 and build.library().body() == BF16_BODY
+    quads = _multiplies(x.dtype)
     hidden = _matvec(x, [pair // n_active for pair in pairs], up, groups, quads, act)
     answers = _matvec(hidden, list(range(len(pairs))), down, groups, quads)
     return torch.tensor(pairs), answers
@@ -440,9 +447,9 @@ def _product(x: Tensor, layer: PackedExpertLinear, expert: int, buffer: Tensor) 
     out = x.new_empty(len(x), halves, n_rows)
     for start in range(0, n_rows, tile):
         n = min(tile, n_rows - start)
-        some = (packed.narrow(axis, start, n) for packed in (blocks, scales))
         matrix = buffer.resize_(halves * n, width)
-        _unpack(packed_matrix(*some, None), expert, matrix)
+        rows = packed_matrix(blocks.narrow(axis, start, n), scales.narrow(axis, start, n), None)
+        _unpack(rows, expert, matrix)
         some_bias = None if bias is None else bias[:, start : start + n].flatten()
         out[:, :, start : start + n] = F.linear(x, matrix, some_bias).view(len(x), halves, n)
     return out.flatten(1)

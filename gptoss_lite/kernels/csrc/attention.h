@@ -17,12 +17,12 @@ typedef struct { /* q [B, H, T, width], k and v [B, K, S, width], out [B, H, T, 
     double scale;
 } Attention;
 
-enum { TOGETHER = 8 }; /* queries that share the loads of a value: what fits into registers */
+enum { QUERIES = 8 }; /* that share the loads of a value: what fits into registers */
 
 /* out[g] = sum over s of shares[g][s] * v[s], for numbers `at` to `at` + LANES - 1 of v */
 INLINE void mix(const Attention *a, const char *v, const float *shares, int64_t keys, int n,
                 int64_t at, float *out) {
-    vec totals[TOGETHER];
+    vec totals[QUERIES];
     for (int g = 0; g < n; g++) totals[g] = splat(0);
     for (int64_t s = 0; s < keys; s++) {
         vec value = load_weights(v + s * a->v_strides[2], at, (int)a->bf16);
@@ -35,11 +35,11 @@ INLINE void mix(const Attention *a, const char *v, const float *shares, int64_t 
 static void mix_values(const Attention *a, const char *v, const float *shares, int64_t keys,
                        int64_t group, float *out) {
     for (int64_t g = 0; g < group;) {
-        int64_t n = group - g < TOGETHER ? 1 : TOGETHER, at = 0;
+        int64_t n = group - g < QUERIES ? 1 : QUERIES, at = 0;
         const float *some = shares + g * keys;
         for (; at + LANES <= a->width; at += LANES) {
-            if (n == TOGETHER)
-                mix(a, v, some, keys, TOGETHER, at, out + g * a->width);
+            if (n == QUERIES)
+                mix(a, v, some, keys, QUERIES, at, out + g * a->width);
             else
                 mix(a, v, some, keys, 1, at, out + g * a->width);
         }

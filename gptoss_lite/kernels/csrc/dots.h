@@ -96,6 +96,8 @@ INLINE float dot_mxfp4(const uint8_t *bytes, const uint8_t *scales, const float 
     return sum(s0) + sum(s1);
 }
 
+enum { TOGETHER = 4 }; /* rows of x that share what is decoded: what fits into registers */
+
 #if BODY == AVX512_BF16
 /* Keeps a vector in its register. Compilers load what they have read once more instead, several
    times here, and this CPU loads but one vector a cycle. */
@@ -109,17 +111,21 @@ INLINE __m512i kept(__m512i v) {
    a shift brings the next one down. vdpbf16ps adds the products of two words to each lane, so
    lanes 0 to 3 belong to the first block, 4 to 7 to the second, and so on; their sums are float32,
    but it takes numbers below 1e-38 for zero. x holds, of each 128 numbers, every fourth. */
-INLINE void add_quads(const __m512i codes[2], const vec scales[2], __m512i table,
-                      const uint16_t *x, vec total[2]) {
-    vec sums[2] = {splat(0), splat(0)};
-    for (int k = 0; k < 4; k++) {
-        __m512i numbers = kept(_mm512_loadu_si512((const void *)(x + 32 * k)));
-        for (int r = 0; r < 2; r++) {
-            __m512i weights = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes[r], 4 * k), table);
-            sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)weights, (__m512bh)numbers);
+INLINE void add_quads(const __m512i codes[2], const vec scales[2], __m512i table, int n,
+                      const uint16_t *const x[], int64_t at, vec total[][2]) {
+    __m512i weights[4][2];
+    for (int k = 0; k < 4; k++)
+        for (int r = 0; r < 2; r++)
+            weights[k][r] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes[r], 4 * k), table);
+    for (int t = 0; t < n; t++) {
+        vec sums[2] = {splat(0), splat(0)};
+        for (int k = 0; k < 4; k++) {
+            __m512i numbers = kept(_mm512_loadu_si512((const void *)(x[t] + at + 32 * k)));
+            for (int r = 0; r < 2; r++)
+                sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)weights[k][r], (__m512bh)numbers);
         }
+        for (int r = 0; r < 2; r++) total[t][r] = fma_(sums[r], scales[r], total[t][r]);
     }
-    for (int r = 0; r < 2; r++) total[r] = fma_(sums[r], scales[r], total[r]);
 }
 
 /* Up to 16 scales: a byte is the exponent of a float32, but 0 is 2^-127 and 255 is NaN. */
@@ -132,13 +138,15 @@ INLINE vec load_scales(const uint8_t *scales, __mmask16 there) {
 
 INLINE __mmask16 first_lanes(int64_t n) { return (__mmask16)((1u << n) - 1); }
 
-INLINE void dot_quads(const Row rows[2], const uint16_t *x, int64_t groups, float out[2]) {
+INLINE void dot_quads(const Row rows[2], int n, const uint16_t *const x[], int64_t groups,
+                      float out[][2]) {
     const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     const __m512i table = kept(_mm512_broadcast_i64x4(
         _mm256_setr_epi16(0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, (short)0x8000,
                           (short)0xbf00, (short)0xbf80, (short)0xbfc0, (short)0xc000,
                           (short)0xc040, (short)0xc080, (short)0xc0c0)));
-    vec total[2] = {splat(0), splat(0)}, scales[2], sixteen[2];
+    vec total[TOGETHER][2], scales[2], sixteen[2];
+    for (int t = 0; t < n; t++) total[t][0] = total[t][1] = splat(0);
     __m512i codes[2];
     int64_t g = 0;
     for (; g + 16 <= groups; g += 16) {
@@ -151,7 +159,7 @@ INLINE void dot_quads(const Row rows[2], const uint16_t *x, int64_t groups, floa
                 codes[r] = kept(_mm512_loadu_si512((const void *)here));
                 scales[r] = _mm512_permutexvar_ps(chosen, sixteen[r]);
             }
-            add_quads(codes, scales, table, x + BLOCK * g + QUAD * q, total);
+            add_quads(codes, scales, table, n, x, BLOCK * g + QUAD * q, total);
         }
     }
     for (; g < groups; g += 4) { /* masks keep the last one from reading past the row */
@@ -163,14 +171,16 @@ INLINE void dot_quads(const Row rows[2], const uint16_t *x, int64_t groups, floa
             scales[r] =
                 _mm512_permutexvar_ps(each, load_scales(rows[r].scales + g, first_lanes(left)));
         }
-        add_quads(codes, scales, table, x + BLOCK * g, total);
+        add_quads(codes, scales, table, n, x, BLOCK * g, total);
     }
-    for (int r = 0; r < 2; r++) out[r] = sum(total[r]);
+    for (int t = 0; t < n; t++)
+        for (int r = 0; r < 2; r++) out[t][r] = sum(total[t][r]);
 }
 #else
-INLINE void dot_quads(const Row rows[2], const uint16_t *x, int64_t groups, float out[2]) {
+INLINE void dot_quads(const Row rows[2], int n, const uint16_t *const x[], int64_t groups,
+                      float out[][2]) {
     (void)rows, (void)x, (void)groups;
-    out[0] = out[1] = __builtin_nanf(""); /* never asked for: `wants_quads` knows the body */
+    for (int t = 0; t < n; t++) out[t][0] = out[t][1] = __builtin_nanf(""); /* never asked for */
 }
 #endif
 

@@ -109,15 +109,30 @@ typedef struct {
 
 INLINE int64_t padded(int64_t groups) { return (groups + 3) / 4 * QUAD; }
 
-INLINE void dot_packed(const PackedJob *job, const Row rows[2], int64_t x_row, float out[2]) {
+/* n, of 1 to TOGETHER, is known when this is compiled. */
+INLINE void dot_packed_n(const PackedJob *job, const Row rows[2], const int64_t *x_rows, int n,
+                         float out[][2]) {
+    int64_t groups = job->m->groups;
+    const uint16_t *x[TOGETHER];
+    for (int t = 0; t < n; t++) x[t] = (const uint16_t *)job->x + x_rows[t] * padded(groups);
+    dot_quads(rows, n, x, groups, out);
+}
+
+static void dot_packed(const PackedJob *job, const Row rows[2], const int64_t *x_rows, int n,
+                       float out[][2]) {
     int64_t groups = job->m->groups;
     if (job->quads) {
-        dot_quads(rows, (const uint16_t *)job->x + x_row * padded(groups), groups, out);
+        if (n == 1) dot_packed_n(job, rows, x_rows, 1, out);
+        if (n == 2) dot_packed_n(job, rows, x_rows, 2, out);
+        if (n == 3) dot_packed_n(job, rows, x_rows, 3, out);
+        if (n == 4) dot_packed_n(job, rows, x_rows, 4, out);
         return;
     }
-    const float *x = (const float *)job->x + x_row * groups * BLOCK;
-    for (int i = 0; i < 2; i++)
-        out[i] = dot_mxfp4(rows[i].bytes, rows[i].scales, job->scale_of, x, groups);
+    for (int t = 0; t < n; t++) {
+        const float *x = (const float *)job->x + x_rows[t] * groups * BLOCK;
+        for (int r = 0; r < 2; r++)
+            out[t][r] = dot_mxfp4(rows[r].bytes, rows[r].scales, job->scale_of, x, groups);
+    }
 }
 
 INLINE void activate(const PackedJob *job, int64_t pair, int64_t row) {
@@ -128,6 +143,8 @@ INLINE void activate(const PackedJob *job, int64_t pair, int64_t row) {
         job->out[pair * half + row] = gated(job->act, sums[row], sums[half + row]);
 }
 
+enum { NEAR = 16 }; /* rows whose codes stay in cache while x, a few rows at a time, passes by */
+
 /* Rows first to end - 1 of one expert. */
 static void expert_rows(const PackedJob *job, int64_t which, int64_t first, int64_t end) {
     const Packed *m = job->m;
@@ -135,18 +152,22 @@ static void expert_rows(const PackedJob *job, int64_t which, int64_t first, int6
     int64_t pair = job->pairs->starts[which], last = job->pairs->starts[which + 1];
     int64_t half = (end - first + 1) / 2; /* of an odd number the middle row is read twice */
     const char *bias = m->bias ? m->bias + expert * m->expert_bias : 0;
-    for (int64_t i = first; i < first + half; i++) {
-        Row rows[2] = {row_of(m, expert, i), row_of(m, expert, end - half + i - first)};
-        for (int64_t p = pair; p < last; p++) {
-            float sums[2];
-            dot_packed(job, rows, job->pairs->x_rows[p], sums);
-            for (int r = 0; r < 2; r++)
-                job->sums[p * m->rows + rows[r].at] =
-                    sums[r] + (bias ? number_at(bias, rows[r].at, m->bias_bf16) : 0);
+    for (int64_t near = first; near < first + half; near += NEAR)
+        for (int64_t p = pair; p < last; p += TOGETHER) {
+            int n = last - p < TOGETHER ? (int)(last - p) : TOGETHER;
+            for (int64_t i = near; i < near + NEAR && i < first + half; i++) {
+                Row rows[2] = {row_of(m, expert, i), row_of(m, expert, end - half + i - first)};
+                float sums[TOGETHER][2];
+                dot_packed(job, rows, job->pairs->x_rows + p, n, sums);
+                for (int t = 0; t < n; t++)
+                    for (int r = 0; r < 2; r++)
+                        job->sums[(p + t) * m->rows + rows[r].at] =
+                            sums[t][r] +
+                            (bias ? number_at(bias, rows[r].at, m->bias_bf16) : 0);
+            }
         }
-    }
-    for (int64_t i = first; i < end; i++)
-        for (int64_t p = pair; p < last; p++) activate(job, p, row_of(m, expert, i).at);
+    for (int64_t p = pair; p < last; p++)
+        for (int64_t i = first; i < end; i++) activate(job, p, row_of(m, expert, i).at);
 }
 
 static void run_packed(const void *pointer, int64_t first, int64_t end) {
