@@ -76,13 +76,13 @@ def parts_read(model: gl.Transformer) -> dict[str, int]:
 
 def profile(model: gl.Transformer, backend: str, steps: int) -> dict[str, float]:
     """Return the seconds of each part, as the median over some decoded tokens."""
-    gl.use_backend(backend)
     cache, rows = gl.KVCache(model.config), []
     generator = torch.Generator().manual_seed(0)
     size = (1, CONTEXT_TOKENS + steps + 1)
     tokens = torch.randint(model.config.vocab_size, size, generator=generator).to(model.device)
     with torch.no_grad():
         model.hidden(tokens[:, :CONTEXT_TOKENS], cache)
+        gl.use_backend(backend)
         model(tokens[:, CONTEXT_TOKENS : CONTEXT_TOKENS + 1], cache)  # warm up
         for i in range(CONTEXT_TOKENS + 1, tokens.shape[1]):
             rows.append(part_seconds(model, tokens[:, i : i + 1], cache))

@@ -11,7 +11,7 @@ import gptoss_lite as gl
 from gptoss_lite import use_backend
 from gptoss_lite.errors import BackendError
 from gptoss_lite.ffn import clamped_swiglu, swiglu
-from gptoss_lite.kernels import compiled, native
+from gptoss_lite.kernels import build, compiled
 from gptoss_lite.linear import linear
 from gptoss_lite.moe import apply_experts, route
 from gptoss_lite.mxfp4 import VALUES, PackedExpertLinear, dequantize, scale_table
@@ -137,14 +137,14 @@ def test_it_comes_after_native_and_waits_for_large_matrices(
     def there() -> None:
         asked.append("native")
 
-    monkeypatch.setattr(native, "missing", there)
+    monkeypatch.setattr(build, "missing", there)
     x, small, big = torch.ones(1, 1024), torch.ones(4, 1024), torch.empty(1024, 1024)
     assert compiled.linear_too_small(x, small) == (
         "the matrix has 4,096 weights, and below 1,048,576 there is no gain"
     )
     assert not asked  # a tiny matrix must not be why C code is built
     assert compiled.linear_too_small(x, big) == "the native backend is there, and faster"
-    monkeypatch.setattr(native, "missing", lambda: "no compiler")
+    monkeypatch.setattr(build, "missing", lambda: "no compiler")
     assert compiled.linear_too_small(x, big) is None
     many = torch.ones(5, 96), *route(torch.ones(5, 5), 2)
     up, down = layer(320, 96, torch.float32, 1), layer(96, 160, torch.float32, 2)
@@ -168,7 +168,7 @@ def state() -> str:
 
 @pytest.mark.usefixtures("fresh")
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(native, "missing", lambda: None)
+    monkeypatch.setattr(build, "missing", lambda: None)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
         patch.delenv("CXX", raising=False)
