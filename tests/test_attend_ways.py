@@ -82,6 +82,11 @@ def test_a_prompt_of_bfloat16_is_no_worse_than_plain(window: int | None) -> None
     assert (ours.double() - exact).norm() < 1.05 * (plain.double() - exact).norm()
 
 
+def test_the_c_version_is_asked_first() -> None:
+    """The order of registration is the order of trying."""
+    assert next(iter(attend.fast)) == "native"
+
+
 def test_a_trace_and_dropout_get_another_way() -> None:
     q, k, v, sinks = inputs(0, (16, 8), (5, 9), width=64)
     assert sdpa.too_small(q, k, v, sinks, None) is None

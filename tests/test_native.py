@@ -659,6 +659,10 @@ def test_attention_it_cannot_compute_is_refused() -> None:
     assert attention_refusal(**dict.fromkeys("qkv", one.half())) == (
         "q, k and v must all be float32, or all bfloat16"
     )
+    assert attention_refusal(v=torch.ones(1, 2, 3, 8)) == (
+        "q [1, 2, 1, 8], k [1, 2, 1, 8], v [1, 2, 3, 8] and sinks do not fit"
+    )
+    assert "do not fit" in str(attention_refusal(sinks=torch.ones(3)))
     assert attention_refusal(sinks=torch.ones(2).half()) == (
         "sinks are torch.float16; it reads float32 and bfloat16"
     )

@@ -1,6 +1,7 @@
 """A whole token in one call of C: the same logits and the same cache as block by block."""
 
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from gptoss_lite.dispatch import ways_taken
 from gptoss_lite.errors import BackendError, ShapeError
 from gptoss_lite.kernels import build, native, step
 from gptoss_lite.moe import ExpertLinear, MixtureOfExperts
+from gptoss_lite.mxfp4 import PackedExpertLinear
 from tests.hostile import GPT_OSS_MXFP4, hostile, packed, tokens
 
 # 5 experts and 3 active, 6 heads on 2, window 7, YaRN from position 16 on: nothing is a default.
@@ -45,7 +47,9 @@ def any_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def model_of(config: ModelConfig) -> Transformer:
-    return packed(hostile(config.but(expert_dtype="float32", dtype="float32"))).eval()
+    model = packed(hostile(config.but(expert_dtype="float32"))).eval()
+    model.config = config
+    return model
 
 
 def read(model: Transformer, ids: Tensor, backend: str, n_prompt: int) -> tuple[Tensor, KVCache]:
@@ -153,6 +157,28 @@ def test_the_profile_adds_up_to_the_call() -> None:
     assert cache.n_seen == 5
     with pytest.raises(BackendError, match="a trace is open"), trace(model):
         step.profiled(model, int(ids[0, 5]), cache)
+
+
+def test_python_threads_can_read_different_texts_at_once() -> None:
+    """They share the model's description, into which each writes where its own cache lies."""
+    model = model_of(CONFIG)
+    texts = [tokens(CONFIG, 1, 40, seed=seed) for seed in range(6)]
+    alone = [read(model, ids, "auto", 3)[0] for ids in texts]
+    got: dict[int, Tensor] = {}
+
+    def work(i: int) -> None:
+        cache = KVCache(CONFIG)
+        with torch.no_grad():
+            out = [model(texts[i][:, :3], cache)]
+            out += [model(texts[i][:, n : n + 1], cache) for n in range(3, 40)]
+        got[i] = torch.cat(out, 1)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(texts))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(got[i], alone[i]) for i in range(len(texts)))
 
 
 # --- a model that changes ------------------------------------------------------------------------
@@ -338,6 +364,29 @@ def test_dense_experts_and_other_activations_get_blocks(ready: Ready) -> None:
     ffn.activation = right
     ffn.up = ExpertLinear(5, CONFIG.d_model, 2 * CONFIG.d_ff, bias=True)
     assert asked(model, token, cache) == "the experts are not packed as MXFP4"
+
+
+def test_sizes_that_the_config_does_not_say_are_never_read(ready: Ready) -> None:
+    """C goes by the config: a larger output head would be written past the logits' end."""
+    model, token, cache = ready
+    right = model.unembed.weight
+    model.unembed.weight = nn.Parameter(torch.cat((right, right[:3])))
+    assert asked(model, token, cache) == (
+        "unembed.weight is [100, 64], and the config says [97, 64]"
+    )
+    model.unembed.weight = right
+    ffn = model.blocks[2].ffn
+    assert isinstance(ffn, MixtureOfExperts)
+    assert isinstance(ffn.up, PackedExpertLinear)
+    ffn.up = PackedExpertLinear(ffn.up.blocks[:4], ffn.up.scales[:4], None)
+    assert asked(model, token, cache) == (
+        "the packed experts of block 2 have other sizes than the config says"
+    )
+    other = KVCache(CONFIG.but(sliding_window=5))
+    fresh = model_of(CONFIG)
+    with torch.no_grad():
+        fresh(token, other)
+    assert asked(fresh, token, other) == "the cache is of another model"
 
 
 def test_ids_outside_the_vocabulary_are_refused_and_leave_the_cache(ready: Ready) -> None:

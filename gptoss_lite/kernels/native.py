@@ -382,7 +382,7 @@ def _array(numbers: list[int]) -> "ctypes.Array[ctypes.c_int64]":
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-NOTHING, GELU, GATE = range(3)  # as in matrices.c
+NOTHING, GELU, GATE = range(3)  # as in matrices.h
 
 
 @lru_cache
@@ -470,6 +470,13 @@ def attend_why_not(
         return "q, k and v must all be float32, or all bfloat16"
     if sinks is not None and sinks.dtype not in DTYPES:
         return f"sinks are {sinks.dtype}; it reads float32 and bfloat16"
+    (batch, n_heads, _, width), n_kv_heads = q.shape, k.shape[1]
+    if not (
+        k.shape == v.shape == (batch, n_kv_heads, k.shape[2], width)
+        and n_heads % n_kv_heads == 0
+        and (sinks is None or sinks.shape == (n_heads,))
+    ):
+        return f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)} and sinks do not fit"
     if {tensor.stride(-1) for tensor in (q, k, v)} != {1}:
         return "the numbers of a head are not side by side"
     return unreadable(q, k, v, sinks)

@@ -64,7 +64,7 @@ static void run_unpack(const void *pointer, int64_t first, int64_t end) {
 /* Write one expert's matrix. table[e][c] is code c times the scale of byte e, in numbers of 2 or
    4 bytes; it comes from Python, so what is written has the very bits of the plain decoder. */
 int unpack(const Packed *m, int64_t expert, const char *table, int64_t item_bytes, char *out,
-            int threads, parallel_fn parallel) {
+           int threads, parallel_fn parallel) {
     UnpackJob job = {m, expert, item_bytes, table, out};
     share((Work){run_unpack, &job, m->rows, 16, 0, 0}, threads, parallel);
     return 0;

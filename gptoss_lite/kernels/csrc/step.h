@@ -1,8 +1,8 @@
 /* One token through the whole model of gpt-oss: every block, the last norm, and the output head.
 
-   Started one by one from Python, the twenty operations of a block take as long as a third of the
-   block's weights take to read: what Python needs for it has left the CPU's caches by the time the
-   weights have passed through. The residual stream is float32 here. */
+   Started one by one from Python, the twenty operations of a block take far longer than by
+   themselves: what Python needs for them has left the CPU's caches by the time the weights have
+   passed through. The residual stream is float32 here. */
 
 #ifndef STEP_H
 #define STEP_H
@@ -50,7 +50,7 @@ static void spent(Notes *n, int part) {
     n->last = time;
 }
 
-enum { BYTES_PER_THREAD = 1 << 17 }; /* a second thread costs about as much as reading this */
+enum { BYTES_PER_THREAD = 1 << 17 }; /* as in build.py */
 
 static int threads_for(const Notes *n, int64_t bytes) {
     return bytes / BYTES_PER_THREAD < n->threads ? (int)(bytes / BYTES_PER_THREAD) : n->threads;
@@ -107,14 +107,15 @@ static int read_attention(const Model *m, const Block *b, const float *cos, cons
         .k_strides = {0, b->key_strides[0], b->key_strides[1]},
         .v_strides = {0, b->value_strides[0], b->value_strides[1]},
         .bf16 = m->bf16, .sinks_bf16 = m->bf16, .q_bf16 = 0, .scale = 1 / sqrt((double)width)};
-    if (attend(&a, threads_for(n, 2 * keys * m->kv_heads * width * (m->bf16 ? 2 : 4)), n->parallel)) return 1;
+    int64_t bytes = 2 * keys * m->kv_heads * width * (m->bf16 ? 2 : 4);
+    if (attend(&a, threads_for(n, bytes), n->parallel)) return 1;
     spent(n, ATTENTION);
     multiply(&b->o, n->mixed, n->delta, n);
     spent(n, PROJECTIONS);
     return 0;
 }
 
-enum { MOST_ACTIVE = 64 };
+enum { MOST_ACTIVE = 64 }; /* as in step.py, which refuses more */
 
 /* The n_active largest logits, of equal ones the first, and a softmax over those alone. */
 static void choose(const Model *m, const float *logits, int64_t *chosen, float *shares) {
@@ -143,9 +144,9 @@ static int ask_experts(const Model *m, const Block *b, Notes *n) {
     Pairs up = {m->n_active, m->n_active, chosen, starts, zeros};
     Pairs down = {m->n_active, m->n_active, chosen, starts, starts};
     if (packed_matvec(&b->up, &m->act, &up, m->scale_of, n->read, 1, 0, (int)m->quads, n->hidden,
-               n->threads, n->parallel) ||
-        packed_matvec(&b->down, &nothing, &down, m->scale_of, n->hidden, m->n_active, 0, (int)m->quads,
-               n->answers, n->threads, n->parallel))
+                      n->threads, n->parallel) ||
+        packed_matvec(&b->down, &nothing, &down, m->scale_of, n->hidden, m->n_active, 0,
+                      (int)m->quads, n->answers, n->threads, n->parallel))
         return 1;
     spent(n, EXPERTS);
     for (int64_t i = 0; i < m->width; i++) {
