@@ -25,6 +25,7 @@ def as_it_stands(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Force the backend, without the compiler."""
     monkeypatch.setattr(compiled, "_compiled", lambda function: function)
     monkeypatch.setattr(compiled, "_lacks", lambda: None)
+    monkeypatch.setattr(compiled, "_failed", [])
     use_backend("compiled")
     yield
     use_backend("auto")
