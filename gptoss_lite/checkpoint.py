@@ -135,7 +135,8 @@ def load_share(
     for there in dict.fromkeys((target, *places.values())):
         parts = tuple(part for part in layout.parts if places[part.ours] == there)
         needs = memory_needs(replace(layout, parts=parts), held, there, wanted, experts, cut)
-        _refuse_if_too_large(folder, there, needs)
+        can_offload = there.type != "cpu" and places[EMBEDDING] == there and not config.tied
+        _refuse_if_too_large(folder, there, needs, can_offload)
         sizes.append(f"{sum(needs) / 1e9:.2f} GB on {there}")
     if progress:
         tqdm.write(f"{folder.name}: {', '.join(sizes)}, {layout.name}.", file=sys.stderr)
@@ -255,16 +256,19 @@ def memory_needs(
     return allocated, mapped
 
 
-def _refuse_if_too_large(folder: Path, device: torch.device, needs: tuple[int, int]) -> None:
+def _refuse_if_too_large(
+    folder: Path, device: torch.device, needs: tuple[int, int], can_offload: bool
+) -> None:
     allocated, mapped = needs
     free, total = available_memory(device)
     needed = allocated + LOAD_SPARE_BYTES
     if needed > free or mapped + needed > total:
+        offload = "pass offload_embedding=True, " if can_offload else ""
         raise CheckpointError(
             f"{folder.name} needs {(allocated + mapped) / 1e9:.1f} GB on {device} and 1 GiB to "
             f"work in, but {free / 1e9:.1f} GB of {total / 1e9:.1f} GB are free. Close other "
-            "programs, keep experts='packed', choose a 16-bit dtype, or use a smaller model such "
-            "as 'gpt-oss-nano'."
+            f"programs, keep experts='packed', choose a 16-bit dtype, {offload}or use a smaller "
+            "model such as 'gpt-oss-nano'."
         )
 
 

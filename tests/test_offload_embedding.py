@@ -74,12 +74,15 @@ def test_each_device_must_have_room_for_its_part(
     monkeypatch.setattr(checkpoint, "_assemble", lambda *args: None)
     needs = sum(info.n_bytes for info in checkpoint.read_folder(folder).values())
 
+    told: list[bool] = []
+
     def is_refused(room: int, dtype: torch.dtype = torch.bfloat16, **options: bool) -> str:
         free["meta"] = spare + room
         with without_type_checks():
             try:
                 checkpoint.load(folder, dtype=dtype, progress=False, **options)
             except CheckpointError as problem:
+                told.append("16-bit dtype, pass offload_embedding=True, or" in str(problem))
                 return str(problem).split(" and ")[0].split(" on ")[1]
         return ""
 
@@ -92,6 +95,7 @@ def test_each_device_must_have_room_for_its_part(
     assert is_refused(2 * needs, offload_embedding=True) == ""
     free["cpu"] -= 1
     assert is_refused(2 * needs, torch.float16, offload_embedding=True) == "cpu"
+    assert told == [True, False, False]  # what would help is named where it would
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
