@@ -139,20 +139,30 @@ def arm(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 def print_table(record: Mapping[str, Any], metric: str = "loss") -> None:
     """Print the arms of a record: parameters, one column a seed, and the paired differences.
 
+    An arm is compared with the one that differs from it in what is asked, which need not be the
+    first: each row ends with the name of its own.
+
     Args:
         record: what `recorded` returned.
         metric: "loss" (at the end), "best" (of the checkpoints) or "own_loss" (on the text it
             learned from); the differences are those of the same metric.
     """
+    unit = record["unit"]
+    if metric == "own_loss":
+        unit = unit.replace("held-out text", "the text that was learned from")
     width = max(len(found["label"]) for found in record["arms"])
     seeds = record["seeds"]
+    print(f"Loss: {unit}.")
     head = "".join(f"{f'seed {seed}':>8}" for seed in seeds)
-    print(f"{'':<{width}} {'params':>9}{head}   against the arm it is paired with")
+    print(f"{'':<{width}} {'params':>9}{head}   difference from the arm named")
     for found in record["arms"]:
         by_seed = {run["seed"]: run[metric] for run in found["runs"]}
         losses = "".join(f"{by_seed[s]:8.3f}" if s in by_seed else f"{'-':>8}" for s in seeds)
-        changes = " ".join(f"{value:+.3f}" for value in differences(record, found, metric))
-        print(f"{found['label']:<{width}} {found['parameters']:>9,}{losses}   {changes}".rstrip())
+        row = f"{found['label']:<{width}} {found['parameters']:>9,}{losses}"
+        if found["against"] is not None:
+            changes = " ".join(f"{value:+.3f}" for value in differences(record, found, metric))
+            row += f"   {changes:<{7 * len(seeds)}} {arm(record, found['against'])['label']}"
+        print(row)
 
 
 def differences(

@@ -185,6 +185,12 @@ def _ledger(a: ModelConfig, b: ModelConfig) -> list[tuple[str, int, int]]:
 _MODULES = ("positions", "attention", "cache", "norm", "ffn", "moe", "model", "names")
 # Fields that the model reads through a method of the config.
 _READ_THROUGH = {"sliding_window": "window", "layer_pattern": "window"}
+# Classes that only some models have: in the others their lines do not act.
+_BUILT_IF: dict[str, Callable[[ModelConfig], bool]] = {
+    "LearnedPositions": lambda c: c.positions == "learned",
+    "FeedForward": lambda c: c.moe is None,
+    "MixtureOfExperts": lambda c: c.moe is not None,
+}
 
 
 def acting_code(config: ModelConfig, names: tuple[str, ...]) -> list[str]:
@@ -195,15 +201,23 @@ def acting_code(config: ModelConfig, names: tuple[str, ...]) -> list[str]:
         names: the fields.
 
     Returns:
-        "file.py:line  code" for each line, in reading order.
+        "file.py:line  code" for each line, in reading order. Lines of a part that a model with
+        this config does not have are left out, and those that read a YaRN that it lacks.
     """
     patterns = [rf"config\.{_READ_THROUGH.get(name, name)}\b" for name in names]
     values = [getattr(config, name) for name in names]
     patterns += [f'"{value}"' for value in values if isinstance(value, str)]
+    absent = [r"config\.yarn\b"] if config.yarn is None and "yarn" not in names else []
     found = []
     for module in _MODULES:
         source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+        built = True
         for number, line in enumerate(source.splitlines(), start=1):
+            if line and not line[0].isspace():  # a new class or function
+                match = re.match(r"class (\w+)", line)
+                built = _BUILT_IF[match[1]](config) if match and match[1] in _BUILT_IF else True
+            if not built or any(re.search(pattern, line) for pattern in absent):
+                continue
             if any(re.search(pattern, line) for pattern in patterns):
                 found.append(f"{module}.py:{number:<4} {line.strip()}")
     return found

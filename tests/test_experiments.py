@@ -199,9 +199,31 @@ def test_arm_by_name(folder):
 
 def test_table(folder, capsys):
     experiments_data.print_table(read(folder, "E9"))
-    lines = capsys.readouterr().out.splitlines()
+    unit, _, *lines = capsys.readouterr().out.splitlines()
+    assert unit == "Loss: nats per byte on held-out text."
     labels = [arm.label for arm in run.EXPERIMENTS["E9"].arms]
-    assert [line.split("  ")[0].strip() for line in lines[1:]] == labels
+    assert [line.split("  ")[0].strip() for line in lines] == labels
+
+
+def test_table_names_the_arm_that_is_subtracted(capsys):
+    """In E4 it is not the first arm for every row, so a reader could not guess it."""
+    record = experiments_data.recorded("E4")
+    experiments_data.print_table(record)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    labels = {arm["name"]: arm["label"] for arm in record["arms"]}
+    for arm, row in zip(record["arms"], rows, strict=True):
+        assert row.endswith(labels[arm["against"]] if arm["against"] else f"{_last(arm):.3f}")
+    dense = next(row for row in rows if row.startswith("dense"))
+    assert dense.endswith("+0.154 +0.267 +0.198  32 experts of 16, top-8")
+
+
+def test_table_of_another_metric_has_its_own_unit(capsys):
+    experiments_data.print_table(experiments_data.recorded("E1"), metric="own_loss")
+    assert "nats per byte on the text that was learned from" in capsys.readouterr().out
+
+
+def _last(arm):
+    return arm["runs"][-1]["loss"]
 
 
 @pytest.mark.parametrize("metric", ["loss", "best", "own_loss"])

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gptoss_lite import LADDER, PRESETS, Transformer, account, show_step
+from gptoss_lite import LADDER, PRESETS, Transformer, account, ladder, show_step
 from gptoss_lite.ladder import acting_code, changed_fields
 
 SIZES = {
@@ -96,6 +96,24 @@ def test_show_step_takes_configs(capsys):
 def test_every_field_that_the_model_reads_is_found():
     """A field whose lines cannot be found would leave its chapter without code to show."""
     described_elsewhere = {"vocab_size", "dtype", "norm_eps"}
+    # A rotation has no table, so no part of gpt-oss is built from the context.
+    config_of = {"context": PRESETS["gpt2"]}
     for field in fields(PRESETS["gpt-oss-20b"]):
         if field.name not in described_elsewhere:
-            assert acting_code(PRESETS["gpt-oss-20b"], (field.name,)), field.name
+            config = config_of.get(field.name, PRESETS["gpt-oss-20b"])
+            assert acting_code(config, (field.name,)), field.name
+
+
+@pytest.mark.parametrize("i", range(1, len(LADDER)), ids=lambda i: LADDER[i].name)
+def test_the_code_shown_is_of_parts_that_the_rung_has(i):
+    """A line of a class that is not built acts on nothing."""
+    rung = LADDER[i]
+    with torch.device("meta"):
+        built = {type(module).__name__ for module in Transformer(rung.config).modules()}
+    for name, is_built in ladder._BUILT_IF.items():
+        assert is_built(rung.config) == (name in built), name
+    shown = acting_code(rung.config, rung.changes)
+    assert shown
+    assert any("yarn_ramp" in line for line in shown) <= (rung.config.yarn is not None)
+    table = "torch.empty(config.context"
+    assert any(table in line for line in shown) <= (rung.config.positions == "learned")
