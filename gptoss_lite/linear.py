@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from gptoss_lite.dispatch import Op
 
+WIDENED = 2**25  # weights that are held in x's wider dtype at a time: 134 MB as float32
+
 
 @Op
 def linear(
@@ -17,7 +19,12 @@ def linear(
     bias: Float[Tensor, " out"] | None = None,
 ) -> Float[Tensor, "*rows out"]:
     """Return x @ weight.T + bias, in x's dtype; weights may be stored in a narrower one."""
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    if weight.dtype == x.dtype or weight.numel() <= WIDENED:
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    # A float16 model computes in float32: the whole output head would be a copy of 2.3 GB.
+    rows = weight.split(max(1, WIDENED // weight.shape[1]))
+    out = torch.cat([F.linear(x, some.to(x.dtype)) for some in rows], -1)
+    return out if bias is None else out + bias.to(x.dtype)
 
 
 class Linear(nn.Module):

@@ -28,7 +28,7 @@ from gptoss_lite.trace import trace
 SCHEMA = 1
 EXAMPLES = ("add", "recall", "story", "long")
 LENS_TOP = 5  # decoded tokens that a logit lens keeps
-LENS_CHUNK = 32  # tokens whose logits are held at a time: 26 MB with gpt-oss's vocabulary
+LENS_CHUNK = 32  # tokens whose logits are held at a time: 26 MB a copy with gpt-oss's vocabulary
 
 _TRACES = importlib.resources.files("gptoss_lite") / "data" / "traces"
 
@@ -188,13 +188,13 @@ def _lens_piece(
     model: Transformer, resid: list[Float[Tensor, "t D"]], following: Int[Tensor, " rest"]
 ) -> dict[str, Tensor]:
     """Read some positions; `following` are the tokens after the first of them."""
-    with torch.no_grad():
-        logits = [model.unembed(model.norm(x.to(model.device)[None]))[0].float() for x in resid]
-    last, n = logits[-1].log_softmax(-1), len(logits[-1])
-    target = logits[-1].argmax(-1)
-    target[: len(following)] = following[:n]  # shorter only where the text ends
+    last = _lens_logits(model, resid[-1])
+    target = last.argmax(-1)
+    target[: len(following)] = following[: len(last)]  # shorter only where the text ends
+    last = last.log_softmax(-1)
     found: dict[str, list[Tensor]] = {}
-    for layer in logits:
+    for x in resid:
+        layer = _lens_logits(model, x)
         p, ids = layer.softmax(-1).topk(min(LENS_TOP, layer.shape[-1]))
         rank = 1 + (layer > layer.gather(1, target[:, None])).sum(-1)
         kl = (last.exp() * (last - layer.log_softmax(-1))).sum(-1).clamp(min=0)
@@ -203,6 +203,11 @@ def _lens_piece(
         ):
             found.setdefault(name, []).append(value.cpu())
     return {name: torch.stack(layers) for name, layers in found.items()}
+
+
+def _lens_logits(model: Transformer, x: Float[Tensor, "t D"]) -> Float[Tensor, "t V"]:
+    with torch.no_grad():
+        return model.unembed(model.norm(x.to(model.device)[None]))[0].float()
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
