@@ -101,6 +101,21 @@ def test_stripped_outputs_are_seen(tmp_path: Path):
     assert "was not executed" in _found(tmp_path, notebook)
 
 
+def test_the_install_cell_comes_from_one_address(tmp_path: Path):
+    """A fork sets `Repository` in pyproject.toml, and `tidy` writes the cell of each chapter."""
+    address = notebooks.PROJECT["urls"]["Repository"]
+    assert f'"gptoss_lite @ git+{address}"' in notebooks.INSTALL
+    other = notebooks.INSTALL.replace(address, "https://github.com/someone/else")
+    assert _notebook(_code(other)).cells[1].source == notebooks.INSTALL
+    stale = _notebook(_code(notebooks.INSTALL))
+    stale.cells[1].source = other
+    assert "installs another package" in _found(tmp_path, stale)
+    for path in sorted(notebooks.CHAPTERS.glob("*.ipynb")):
+        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+        assert cells.count(notebooks.INSTALL) == 1, path.name
+        assert "git+" not in "".join(cell for cell in cells if cell != notebooks.INSTALL)
+
+
 def test_tidy_is_stable_and_removes_what_the_run_left():
     stream = [new_output("stream", text="a"), new_output("stream", text="b")]
     ours = [
@@ -203,6 +218,28 @@ def test_thebe_scripts_go_in_place():
     scripts = [drop, keep, SimpleNamespace(filename="sphinx-thebe.js", attributes={})]
     extension.finish_page(None, "a", "page.html", {"script_files": scripts, "body": ""}, None)
     assert scripts == [keep]
+
+
+@pytest.mark.parametrize(
+    ("origin_is", "buttons"),
+    [
+        ("", None),
+        ("gptoss/book", {"binderhub_url", "colab_url", "notebook_interface", "thebe"}),
+        ("fork/book", {"binderhub_url", "notebook_interface", "thebe"}),
+    ],
+)
+def test_the_colab_button_opens_what_the_chapters_install(monkeypatch, origin_is, buttons):
+    monkeypatch.setattr(extension, "this_repository", lambda: origin_is)
+    monkeypatch.setattr(extension, "published_repository", lambda: "GPToss/book")
+    config = SimpleNamespace(html_theme_options={})
+    extension.add_repository(None, config)
+    options = config.html_theme_options
+    assert set(options.get("launch_buttons", ())) == (buttons or set())
+    if buttons:
+        assert options["repository_url"] == f"https://github.com/{origin_is}"
+    assert origin.published_repository() == origin.github_repository(
+        notebooks.PROJECT["urls"]["Repository"]
+    )
 
 
 # --- gptoss_site.py -----------------------------------------------------------------

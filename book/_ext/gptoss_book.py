@@ -18,9 +18,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from origin import this_repository
+from origin import published_repository, this_repository
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "gptoss_lite" / "widgets" / "assets"
@@ -28,6 +29,7 @@ SCRIPT = "gl-widgets.js"
 SIDE_BAR = 'class="bd-sidebar-primary bd-sidebar"'
 EMPTY_HEAD = re.compile(r'<th class="head[^"]*">\s*(?:<p>\s*</p>)?\s*</th>')
 RUNTIME = ASSETS / "_page.js"
+LOGGER = logging.getLogger(__name__)
 
 
 def pack(assets: Path) -> str:
@@ -81,24 +83,36 @@ def _described(script: Any) -> str:
 
 
 def add_repository(app: Sphinx, config: Config) -> None:
-    """Point the repository and Colab buttons at the checkout's origin, if it is on GitHub.
+    """Point the repository's buttons at the checkout's origin, if it is on GitHub.
 
-    A fork then links to itself, and a copy without an origin shows no dead buttons.
+    A fork then links to itself, and a copy without an origin shows no dead buttons. A chapter on
+    Colab installs the package from the Repository of pyproject.toml, so the Colab button is there
+    only where that is the origin: a page never opens one repository and installs another.
     """
     repository = this_repository()
     if not repository:
         return
+    launch = {
+        "binderhub_url": "https://mybinder.org",  # builds what binder/ says
+        "notebook_interface": "jupyterlab",
+        "thebe": False,
+    }
+    published = published_repository()
+    if repository.lower() == published.lower():
+        launch["colab_url"] = "https://colab.research.google.com"
+    else:
+        LOGGER.info(
+            "No Colab button: the origin is %s, and the chapters install %s. Set Repository in "
+            "pyproject.toml and run: python book/tools/notebooks.py tidy",
+            repository,
+            published,
+        )
     config.html_theme_options |= {
         "repository_url": f"https://github.com/{repository}",
         "repository_branch": "main",
         "use_repository_button": True,
         "use_issues_button": True,
-        "launch_buttons": {
-            "colab_url": "https://colab.research.google.com",
-            "binderhub_url": "https://mybinder.org",  # builds what binder/ says
-            "notebook_interface": "jupyterlab",
-            "thebe": False,
-        },
+        "launch_buttons": launch,
     }
 
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,3 +31,9 @@ def this_repository() -> str:
         check=False,
     )
     return github_repository(asked.stdout)
+
+
+def published_repository() -> str:
+    """Return "owner/name" of the repository that a chapter installs the package from on Colab."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return github_repository(project["urls"]["Repository"])

@@ -1,7 +1,7 @@
 """Run, tidy and check the chapters.
 
     notebooks.py run   [--to DIR] [files]   execute from scratch, then tidy
-    notebooks.py tidy  [files]              normalise without executing
+    notebooks.py tidy  [files]              normalise without executing; write the install cell
     notebooks.py check [files]              refuse what the book's rules forbid
 
 Without files, all of chapters/. Two runs on one machine give the same bytes, so a
@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ MAX_CODE_LINES = 25
 MAX_CELL_BYTES = 300_000
 MAX_NOTEBOOK_BYTES = 1_000_000
 CELL_TIMEOUT_S = 600
+
+# The cell that installs the package on Colab, from the one address in pyproject.toml.
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+COLAB = '"google.colab" in sys.modules'
+INSTALL = f"""\
+# On Colab this installs the book's package; anywhere else it does nothing.
+import sys
+
+if {COLAB}:
+    %pip install -q "gptoss_lite @ git+{PROJECT["urls"]["Repository"]}\""""
 
 CELL_METADATA = ("mystnb", "tags")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -56,6 +67,8 @@ def tidy(notebook: Any) -> Any:
         cell.pop("attachments", None)
         if cell.cell_type != "code":
             continue
+        if COLAB in cell.source:
+            cell.source = INSTALL
         count += 1
         was_run = cell.execution_count is not None or bool(cell.outputs)
         cell.execution_count = count if was_run else None
@@ -172,6 +185,8 @@ def _code_problems(cell: Any) -> Iterator[str]:
         yield f"{len(lines)} lines of code, more than {MAX_CODE_LINES}; move some to the package"
     if lines and lines[-1].rstrip().endswith(";"):
         yield "ends in `;`; write `_ = ...` or end in plt.show()"
+    if COLAB in cell.source and cell.source != INSTALL:
+        yield "installs another package than pyproject.toml's Repository; tidy writes the cell"
     if "sys.path" in cell.source:
         yield "edits sys.path"
     if STAR_IMPORT.search(cell.source):
