@@ -11,6 +11,7 @@ from gptoss_lite.errors import GptOssLiteError
 _FOLDER = files("gptoss_lite").joinpath("data", "experiments")
 _NANO = files("gptoss_lite").joinpath("data", "gpt-oss-nano")
 HARMONY_IDS = Path(__file__).with_name("data") / "references" / "harmony.json"
+PUBLISHED_CONFIG = HARMONY_IDS.with_name("gpt-oss-20b.config.json")
 
 
 def recorded_names() -> list[str]:
@@ -121,6 +122,19 @@ def harmony_ids(name: str = "riddles") -> dict[str, Any]:
             return {"made_by": record["made_by"], **case}
     names = [case["name"] for case in record["cases"]]
     raise GptOssLiteError(f"No conversation {name!r} is stored. Stored: {names}.")
+
+
+def published_config() -> dict[str, Any]:
+    """Read the config.json of gpt-oss-20b as OpenAI published it.
+
+    Returns:
+        `origin`, in words, and `config`, the file's content.
+
+    Example:
+        >>> published_config()["config"]["experts_per_token"]
+        4
+    """
+    return json.loads(PUBLISHED_CONFIG.read_text(encoding="utf-8"))
 
 
 def arm(record: Mapping[str, Any], name: str) -> dict[str, Any]:

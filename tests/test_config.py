@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gptoss_lite import PRESETS, ModelConfig, MoEConfig, YarnConfig
 from gptoss_lite.errors import ConfigError, GptOssLiteError
+from gptoss_lite.experiments_data import published_config
 from tests.hostile import GPT2, GPT_OSS, GPT_OSS_MXFP4, QWEN3, without_type_checks
 
 FIELDS = [
@@ -256,55 +257,7 @@ def test_the_two_gpt_oss_differ_in_two_numbers() -> None:
 
 # --- config.json ---------------------------------------------------------------------------------
 
-HF_GPT_OSS_20B = {
-    "architectures": ["GptOssForCausalLM"],
-    "attention_bias": True,
-    "attention_dropout": 0.0,
-    "eos_token_id": 200002,
-    "experts_per_token": 4,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 2880,
-    "initial_context_length": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 2880,
-    "layer_types": ["sliding_attention", "full_attention"] * 12,
-    "max_position_embeddings": 131072,
-    "model_type": "gpt_oss",
-    "num_attention_heads": 64,
-    "num_experts_per_tok": 4,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 8,
-    "num_local_experts": 32,
-    "output_router_logits": False,
-    "pad_token_id": 199999,
-    "quantization_config": {
-        "modules_to_not_convert": [
-            "model.layers.*.self_attn",
-            "model.layers.*.mlp.router",
-            "model.embed_tokens",
-            "lm_head",
-        ],
-        "quant_method": "mxfp4",
-    },
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "factor": 32.0,
-        "original_max_position_embeddings": 4096,
-        "rope_type": "yarn",
-        "truncate": False,
-    },
-    "rope_theta": 150000,
-    "router_aux_loss_coef": 0.9,
-    "sliding_window": 128,
-    "swiglu_limit": 7.0,
-    "tie_word_embeddings": False,
-    "transformers_version": "4.55.0.dev0",
-    "use_cache": True,
-    "vocab_size": 201088,
-}
+HF_GPT_OSS_20B = published_config()["config"]
 ORIGINAL_GPT_OSS_20B = {
     "num_hidden_layers": 24,
     "num_experts": 32,
@@ -383,6 +336,24 @@ def test_published_config_files_are_the_presets(name: str, tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]), encoding="utf-8")
     assert ModelConfig.from_hf(tmp_path) == expected
     assert ModelConfig.from_hf(str(tmp_path / "config.json")) == expected
+
+
+def test_what_to_hf_writes_for_gpt_oss_is_what_openai_published() -> None:
+    written = PRESETS["gpt-oss-20b"].to_hf()
+    shared = written.keys() & HF_GPT_OSS_20B.keys()
+    assert {key: written[key] for key in shared} == {key: HF_GPT_OSS_20B[key] for key in shared}
+    assert written.keys() - shared == {"swiglu_alpha", "torch_dtype"}
+
+
+def test_the_dropouts_that_chapter_02_shows() -> None:
+    """Claim C04: in three places of GPT-2, and zero in the one that gpt-oss's file names."""
+    named = {key: value for key, value in HF_GPT_OSS_20B.items() if "dropout" in key}
+    assert named == {"attention_dropout": 0}
+    assert PRESETS["gpt-oss-20b"].dropout == 0
+    transformers = pytest.importorskip("transformers")
+    published, written = transformers.GPT2Config(), PRESETS["gpt2-xl"].to_hf()
+    for key in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):
+        assert getattr(published, key) == written[key] == 0.1
 
 
 @pytest.mark.parametrize(

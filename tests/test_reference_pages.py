@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import gptoss_lite
-from gptoss_lite import PRESETS, ModelConfig, account, exercises
+from gptoss_lite import PRESETS, ModelConfig, account, exercises, experiments_data
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -92,6 +92,13 @@ def test_a_key_of_config_json_changes_its_field(field: str, file: str, key: str)
     if key == "num_hidden_layers":
         raw.pop("layer_types", None)  # its length must fit, and its absence means S and F in turn
     assert _get(ModelConfig.from_hf(raw), field) != before
+
+
+def test_the_notation_names_the_keys_that_published_files_lack():
+    keys = {row[2].strip("`") for row in _rows(NOTATION, "field")} - {"–"}
+    lacking = keys - experiments_data.published_config()["config"].keys()
+    (said,) = re.findall(r"published files: gpt-oss's `(\w+)` and `(\w+)`", NOTATION)
+    assert set(said) == lacking
 
 
 def test_every_field_is_in_the_notation():
