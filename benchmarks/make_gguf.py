@@ -1,8 +1,8 @@
 """Write a gpt-oss checkpoint (Hugging Face layout) as a GGUF file, for llama.cpp to be timed on.
 
 The experts' MXFP4 weights are kept exactly, in GGUF's order; the dense matrices become bf16 (the
-released numbers) or Q8_0 (what people run: 30 % fewer bytes a token). There is no tokenizer in the
-file: llama-bench needs none.
+released numbers) or Q8_0 (what people run: 30 % fewer bytes a token at 24 layers). There is no
+tokenizer in the file: llama-bench needs none.
 
 Example:
     python benchmarks/make_gguf.py random-20b 20b-bf16.gguf --dense bf16

@@ -226,7 +226,9 @@ def test_cpu_peers_in_one_run(
     assert (llama["prefill_tokens_per_s"], llama["decode_tokens_per_s"]) == (90, 30)
     assert 0 < llama["first_token_s"] < 60
     limits = result["limits_tokens_per_s"]
-    assert limits["llama.cpp, q8_0 dense"] > limits["llama.cpp, bfloat16 dense"]
+    released, rounded = (limits[f"llama.cpp, {dense} dense"] for dense in ("bfloat16", "q8_0"))
+    assert released < rounded
+    assert f"{100 * (1 - released / rounded):.0f} % fewer bytes" in llama["note"]
     assert result["bandwidth_bytes_per_s"] > 0
     assert result["cpu"]
     assert result["settings"]["gguf"] == "a-bf16.gguf, a-q8_0.gguf"
