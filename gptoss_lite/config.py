@@ -5,9 +5,10 @@ this package asks for a model's name.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gptoss_lite.errors import ConfigError
 
@@ -19,6 +20,7 @@ CHOICES = {
     "expert_dtype": ("float32", "bfloat16", "mxfp4"),
 }
 MXFP4_BLOCK = 32  # weights that share one scale byte, along the input dimension
+LAYER_LETTERS = {"sliding_attention": "S", "full_attention": "F"}  # of `layer_types`
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class MoEConfig:
     router_bias: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_active <= self.n_experts:
+        _check_switches(self, "router_bias")
+        are_whole = _is_whole(self.n_experts) and _is_whole(self.n_active)
+        if not are_whole or not 1 <= self.n_active <= self.n_experts:
             raise ConfigError(
                 f"n_active={self.n_active} experts cannot be chosen out of "
-                f"n_experts={self.n_experts}. Use 1 <= n_active <= n_experts."
+                f"n_experts={self.n_experts}. Use whole numbers, 1 <= n_active <= n_experts."
             )
 
 
@@ -56,10 +60,17 @@ class YarnConfig:
     truncate: bool = False  # True rounds the ends of the ramp outwards; gpt-oss does not
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or self.original_context < 1 or self.beta_slow <= 0:
+        _check_switches(self, "truncate")
+        are_numbers = all(map(_is_number, (self.factor, self.beta_fast, self.beta_slow)))
+        if (
+            not (are_numbers and _is_whole(self.original_context))
+            or self.factor < 1
+            or self.original_context < 1
+            or self.beta_slow <= 0
+        ):
             raise ConfigError(
                 f"YarnConfig needs factor >= 1, original_context >= 1 and beta_slow > 0, got "
-                f"{self.factor}, {self.original_context} and {self.beta_slow}."
+                f"{self.factor!r}, {self.original_context!r} and {self.beta_slow!r}."
             )
         if self.beta_fast <= self.beta_slow:
             raise ConfigError(
@@ -163,7 +174,7 @@ class ModelConfig:
                     ) from None
                 except ConfigError:
                     raise
-                except (TypeError, ValueError, AttributeError, ZeroDivisionError) as problem:
+                except (TypeError, ValueError, AttributeError, ArithmeticError) as problem:
                     raise ConfigError(
                         f"config.json of a {raw.get('model_type', 'gpt-oss original')!r} model has "
                         f"a value of the wrong kind: {problem}. Download the file again."
@@ -213,12 +224,39 @@ class ModelConfig:
         return "qwen3_moe" if self.qk_norm else "gpt_oss"
 
 
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return (_is_whole(value) or isinstance(value, float)) and -math.inf < value < math.inf
+
+
+def _check_whole(c: object, *names: str) -> None:
+    for name in names:
+        value = getattr(c, name)
+        if not _is_whole(value) or value < 1:
+            raise ConfigError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def _check_numbers(c: object, *names: str) -> None:
+    for name in names:
+        value = getattr(c, name)
+        if not _is_number(value) or value <= 0:
+            raise ConfigError(f"{name}={value!r} must be a number above 0, and finite.")
+
+
+def _check_switches(c: object, *names: str) -> None:
+    for name in names:
+        if not isinstance(value := getattr(c, name), bool):
+            raise ConfigError(f"{name}={value!r} must be True or False.")
+
+
 def _check_sizes(c: ModelConfig) -> None:
     sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
-    for name in (*sizes, "context"):
-        value = getattr(c, name)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}={value!r} must be a whole number of at least 1.")
+    _check_whole(c, *sizes, "context")
+    _check_numbers(c, "norm_eps", "rope_theta", "swiglu_alpha", "swiglu_limit")
+    _check_switches(c, "attn_bias", "ffn_bias", "qk_norm", "sinks", "tied")
     if c.n_heads % c.n_kv_heads:
         allowed = [k for k in range(1, c.n_heads + 1) if c.n_heads % k == 0]
         raise ConfigError(
@@ -244,10 +282,11 @@ def _check_combinations(c: ModelConfig) -> None:
         raise ConfigError(f"head_dim={c.head_dim} must be even: a rotation turns pairs.")
     if c.yarn and c.positions != "rope":
         raise ConfigError(f"yarn scales a rotation, but positions={c.positions!r}. Use 'rope'.")
-    if "S" in c.layer_pattern and (c.sliding_window is None or c.sliding_window < 1):
+    window = c.sliding_window
+    if "S" in c.layer_pattern and (not _is_whole(window) or window < 1):
         raise ConfigError(
             f"layer_pattern={c.layer_pattern!r} has sliding layers, but "
-            f"sliding_window={c.sliding_window}. Give a window of at least 1 token."
+            f"sliding_window={window!r}. Give a whole number of tokens, at least 1."
         )
     if "S" not in c.layer_pattern and c.sliding_window is not None:
         raise ConfigError(
@@ -276,12 +315,16 @@ def _same_model(a: ModelConfig, b: ModelConfig) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    path = path / "config.json" if path.is_dir() else path
     try:
+        path = path / "config.json" if path.is_dir() else path
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"No config.json at {path}. Give a folder that holds one.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except OSError as problem:
+        raise ConfigError(
+            f"{path} cannot be read: {problem.strerror}. Give a folder that holds a config.json."
+        ) from None
+    except (ValueError, RecursionError) as problem:
         raise ConfigError(f"{path} is not JSON ({problem}). Download it again.") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, not an object. Download it again.")
@@ -295,6 +338,7 @@ def _from_gpt2(raw: dict[str, Any]) -> dict[str, Any]:
     for key, value in usual.items():
         if raw.get(key, value) != value:
             raise ConfigError(f"{key}={raw[key]} is not GPT-2's {value}, and is not computed here.")
+    _quant_method(raw)
     width, heads = raw["n_embd"], raw["n_head"]
     if width % heads:
         raise ConfigError(
@@ -324,21 +368,21 @@ def _from_gpt_oss(raw: dict[str, Any]) -> dict[str, Any]:
             "rope_scaling is empty in this gpt_oss config.json, which some readers take for plain "
             "RoPE and others for YaRN x 32. Write {'rope_type': 'default'} or the YaRN numbers."
         )
-    layers = raw["num_hidden_layers"]
-    kinds = raw.get("layer_types") or (["sliding_attention", "full_attention"] * layers)[:layers]
-    if len(kinds) != layers:
+    layers, kinds = raw["num_hidden_layers"], raw.get("layer_types")
+    if kinds and len(kinds) != layers:
         raise ConfigError(
             f"layer_types has {len(kinds)} entries for num_hidden_layers={layers}. There must be "
             "one a layer: download config.json again."
         )
     dtype = _dtype_name(raw, "bfloat16")
+    pattern = _pattern(kinds) if kinds else "SF"[:layers]
     return {
         **_shared_sizes(raw),
         "d_ff": raw["intermediate_size"],
         "norm": "rmsnorm",
         "norm_eps": raw["rms_norm_eps"],
         "positions": "rope",
-        "rope_theta": float(rope["rope_theta"]),
+        "rope_theta": _float(rope, "rope_theta"),
         "yarn": _yarn(rope),
         "ffn": "clamped_swiglu",
         "swiglu_alpha": raw.get("swiglu_alpha", 1.702),
@@ -346,11 +390,11 @@ def _from_gpt_oss(raw: dict[str, Any]) -> dict[str, Any]:
         "moe": MoEConfig(raw["num_local_experts"], raw["num_experts_per_tok"], router_bias=True),
         "attn_bias": raw.get("attention_bias", True),
         "sinks": True,
-        "layer_pattern": (pattern := _pattern(kinds)),
+        "layer_pattern": pattern,
         "sliding_window": raw["sliding_window"] if "S" in pattern else None,
         "tied": raw.get("tie_word_embeddings", False),
         "dtype": dtype,
-        "expert_dtype": "mxfp4" if raw.get("quantization_config") else dtype,
+        "expert_dtype": "mxfp4" if _quant_method(raw, "mxfp4") else dtype,
     }
 
 
@@ -360,8 +404,8 @@ def _from_original(raw: dict[str, Any]) -> dict[str, Any]:
     yarn = YarnConfig(
         factor=factor,
         original_context=raw["initial_context_length"],
-        beta_fast=float(raw["rope_ntk_beta"]),
-        beta_slow=float(raw["rope_ntk_alpha"]),
+        beta_fast=_float(raw, "rope_ntk_beta"),
+        beta_slow=_float(raw, "rope_ntk_alpha"),
     )
     moe = MoEConfig(raw["num_experts"], raw["experts_per_token"], router_bias=True)
     return {
@@ -375,7 +419,7 @@ def _from_original(raw: dict[str, Any]) -> dict[str, Any]:
         "context": int(raw["initial_context_length"] * factor),
         "norm": "rmsnorm",
         "positions": "rope",
-        "rope_theta": float(raw["rope_theta"]),
+        "rope_theta": _float(raw, "rope_theta"),
         "yarn": yarn if factor > 1 else None,
         "ffn": "clamped_swiglu",
         "swiglu_limit": raw["swiglu_limit"],
@@ -390,13 +434,14 @@ def _from_original(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _from_qwen3_moe(raw: dict[str, Any]) -> dict[str, Any]:
     _refuse_unread_qwen3_switches(raw)
+    _quant_method(raw)
     return {
         **_shared_sizes(raw),
         "d_ff": raw["moe_intermediate_size"],
         "norm": "rmsnorm_cast_first",
         "norm_eps": raw["rms_norm_eps"],
         "positions": "rope",
-        "rope_theta": float(_rope_entries(raw)["rope_theta"]),
+        "rope_theta": _float(_rope_entries(raw), "rope_theta"),
         "ffn": "swiglu",
         "moe": MoEConfig(
             raw.get("num_experts") or raw["num_local_experts"], raw["num_experts_per_tok"]
@@ -458,21 +503,46 @@ def _yarn(rope: dict[str, Any]) -> YarnConfig | None:
             "0.1 ln(factor) + 1, as gpt-oss does. Remove the key only if that is its value."
         )
     return YarnConfig(
-        factor=float(rope["factor"]),
+        factor=_float(rope, "factor"),
         original_context=rope["original_max_position_embeddings"],
-        beta_fast=float(rope.get("beta_fast", 32)),
-        beta_slow=float(rope.get("beta_slow", 1)),
+        beta_fast=_float({"beta_fast": 32.0, **rope}, "beta_fast"),
+        beta_slow=_float({"beta_slow": 1.0, **rope}, "beta_slow"),
         truncate=rope.get("truncate", True),  # transformers rounds when the key is missing
     )
 
 
 def _pattern(kinds: list[str]) -> str:
     """Turn a list of layer types into the shortest pattern that repeats to it."""
-    letters = "".join("S" if kind == "sliding_attention" else "F" for kind in kinds)
+    if unknown := [kind for kind in kinds if kind not in list(LAYER_LETTERS)]:
+        raise ConfigError(
+            f"layer_types has {unknown[0]!r}, which this package does not compute: it knows "
+            f"{' and '.join(map(repr, LAYER_LETTERS))}."
+        )
+    letters = "".join(LAYER_LETTERS[kind] for kind in kinds)
     for size in range(1, len(letters) + 1):
         if (letters[:size] * len(letters))[: len(letters)] == letters:
             return letters[:size]
     raise ConfigError("layer_types is empty: there must be one entry a layer.")
+
+
+def _float(raw: dict[str, Any], key: str) -> float:
+    """Read a number; `float` alone would take the text "1e4" and true for one."""
+    value = raw[key]
+    if not _is_number(value):
+        raise ConfigError(f"{key}={value!r} must be a finite number. Download config.json again.")
+    return float(value)
+
+
+def _quant_method(raw: dict[str, Any], *known: str) -> str | None:
+    """Return how config.json says that the weights are packed, if it is a way known here."""
+    if not (packing := raw.get("quantization_config")):
+        return None
+    if (method := packing.get("quant_method")) not in known:
+        raise ConfigError(
+            f"quant_method={method!r} of this {raw['model_type']} config.json is not read by this "
+            f"package: it takes {' or '.join(map(repr, known)) or 'unpacked weights'} here."
+        )
+    return method
 
 
 def _dtype_name(raw: dict[str, Any], default: str) -> str:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +125,67 @@ MISTAKES: dict[str, tuple[ModelConfig, dict[str, Any], str]] = {
         GPT_OSS,
         {"sliding_window": None},
         "layer_pattern='SF' has sliding layers, but sliding_window=None. "
-        "Give a window of at least 1 token.",
+        "Give a whole number of tokens, at least 1.",
     ),
     "window of nothing": (
         GPT_OSS,
         {"sliding_window": 0},
         "layer_pattern='SF' has sliding layers, but sliding_window=0. "
-        "Give a window of at least 1 token.",
+        "Give a whole number of tokens, at least 1.",
     ),
+    "half a token": (
+        GPT_OSS,
+        {"sliding_window": 7.5},
+        "layer_pattern='SF' has sliding layers, but sliding_window=7.5. "
+        "Give a whole number of tokens, at least 1.",
+    ),
+    "window that is a switch": (
+        GPT_OSS,
+        {"sliding_window": True},
+        "layer_pattern='SF' has sliding layers, but sliding_window=True. "
+        "Give a whole number of tokens, at least 1.",
+    ),
+    "size that is a switch": (
+        GPT2,
+        {"n_heads": True},
+        "n_heads=True must be a whole number of at least 1.",
+    ),
+    "epsilon as text": (
+        GPT_OSS,
+        {"norm_eps": "1e-5"},
+        "norm_eps='1e-5' must be a number above 0, and finite.",
+    ),
+    "negative epsilon": (
+        GPT2,
+        {"norm_eps": -1},
+        "norm_eps=-1 must be a number above 0, and finite.",
+    ),
+    "base of 0": (
+        GPT_OSS,
+        {"rope_theta": 0.0},
+        "rope_theta=0.0 must be a number above 0, and finite.",
+    ),
+    "base that is no number": (
+        GPT_OSS,
+        {"rope_theta": float("nan")},
+        "rope_theta=nan must be a number above 0, and finite.",
+    ),
+    "no limit": (
+        GPT_OSS,
+        {"swiglu_limit": None},
+        "swiglu_limit=None must be a number above 0, and finite.",
+    ),
+    "limit without end": (
+        GPT_OSS,
+        {"swiglu_limit": float("inf")},
+        "swiglu_limit=inf must be a number above 0, and finite.",
+    ),
+    "slope that is a switch": (
+        GPT_OSS,
+        {"swiglu_alpha": True},
+        "swiglu_alpha=True must be a number above 0, and finite.",
+    ),
+    "switch as text": (GPT_OSS, {"tied": "false"}, "tied='false' must be True or False."),
     "window that no layer uses": (
         GPT_OSS,
         {"layer_pattern": "F"},
@@ -177,7 +231,7 @@ def test_experts_that_cannot_be_chosen(n_experts: int, n_active: int) -> None:
         MoEConfig(n_experts, n_active)
     assert str(problem.value) == (
         f"n_active={n_active} experts cannot be chosen out of n_experts={n_experts}. "
-        "Use 1 <= n_active <= n_experts."
+        "Use whole numbers, 1 <= n_active <= n_experts."
     )
 
 
@@ -563,6 +617,87 @@ def test_gpt2_attention_scaled_otherwise_is_refused():
     raw = {**PRESETS["gpt2"].to_hf(), "scale_attn_by_inverse_layer_idx": True}
     with pytest.raises(ConfigError, match="scale_attn_by_inverse_layer_idx=True is not GPT-2's"):
         ModelConfig.from_hf(raw)
+
+
+# Each loaded without a word, or broke off deep inside the model.
+WRONG_VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"rms_norm_eps": "1e-5"}, "norm_eps='1e-5' must be a number above 0"),
+    ({"rms_norm_eps": -1}, "norm_eps=-1 must be a number above 0"),
+    ({"swiglu_limit": "7"}, "swiglu_limit='7' must be a number above 0"),
+    ({"swiglu_limit": None}, "swiglu_limit=None must be a number above 0"),
+    ({"rope_theta": 0}, "rope_theta=0.0 must be a number above 0"),
+    ({"rope_theta": -5}, "rope_theta=-5.0 must be a number above 0"),
+    ({"rope_theta": float("nan")}, "rope_theta=nan must be a finite number"),
+    ({"rope_theta": "150000"}, "rope_theta='150000' must be a finite number"),
+    ({"rope_theta": 10**400}, "a value of the wrong kind: int too large to convert to float"),
+    ({"sliding_window": 32.5}, "sliding_window=32.5. Give a whole number"),
+    ({"num_attention_heads": True}, "n_heads=True must be a whole number"),
+    ({"num_local_experts": 32.0}, "n_experts=32.0. Use whole numbers"),
+    ({"num_hidden_layers": -1, "layer_types": None}, "n_layers=-1 must be a whole number"),
+    ({"attention_bias": "false"}, "attn_bias='false' must be True or False"),
+    (
+        {"layer_types": ["chunked_attention"] * 24},
+        "layer_types has 'chunked_attention', which this package does not compute: it knows "
+        "'sliding_attention' and 'full_attention'.",
+    ),
+    ({"layer_types": [["full_attention"]] * 24}, "layer_types has ['full_attention'], which"),
+    (
+        {"quantization_config": {"quant_method": "fp8"}},
+        "quant_method='fp8' of this gpt_oss config.json is not read by this package: it takes "
+        "'mxfp4' here.",
+    ),
+    ({"quantization_config": "mxfp4"}, "a value of the wrong kind"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_VALUES, ids=lambda x: str(x)[:40])
+def test_values_that_the_model_cannot_mean_are_refused(change: dict[str, Any], message: str):
+    raw = {**PRESETS["gpt-oss-20b"].to_hf(), **change}
+    with without_type_checks(), pytest.raises(ConfigError, match=re.escape(message)):
+        ModelConfig.from_hf(raw)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3-30b-a3b"])
+def test_packed_weights_of_other_families_are_refused(name: str):
+    raw = {**PRESETS[name].to_hf(), "quantization_config": {"quant_method": "fp8"}}
+    with pytest.raises(ConfigError, match=r"quant_method='fp8'.*it takes unpacked weights here"):
+        ModelConfig.from_hf(raw)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("factor", float("nan")), ("factor", "4"), ("original_context", 256.5), ("beta_slow", True)],
+)
+def test_yarn_numbers_of_another_kind_are_refused(field: str, value: Any):
+    raw = {"factor": 4.0, "original_context": 256, field: value}
+    with without_type_checks(), pytest.raises(ConfigError, match=f"needs .* got .*{value!r}"):
+        YarnConfig(**raw)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+        (lambda path: path.write_text("[" * 100_000), "is not JSON (maximum recursion depth"),
+        (lambda path: path.write_text("1" * 5_000), "is not JSON (Exceeds the limit"),
+        (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+    ],
+    ids=["folder", "nested", "long number", "link to itself"],
+)
+def test_a_config_that_cannot_be_read_is_named(
+    make: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'config.json'} {message}")):
+        ModelConfig.from_hf(tmp_path)
+
+
+def test_places_where_no_config_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"No config\.json at "):
+        ModelConfig.from_hf(tmp_path / "file" / "model")
+    with pytest.raises(ConfigError, match="cannot be read: File name too long"):
+        ModelConfig.from_hf(tmp_path / ("x" * 5_000))
 
 
 @pytest.mark.parametrize(

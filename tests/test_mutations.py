@@ -138,7 +138,7 @@ def test_a_mutant_that_cannot_be_loaded_is_explained() -> None:
     bigger = Mutant("more layers", "loading", GPT_OSS, stand_ins.change(n_layers=5))
     with pytest.raises(GptOssLiteError, match="'more layers' has parameters that got no weights"):
         damage(bigger)
-    broken = Mutant("nan", "experts", GPT_OSS, stand_ins.change(swiglu_alpha=float("nan")))
+    broken = Mutant("nan", "experts", GPT_OSS, stand_ins.change(rope_theta=1e-300))
     with pytest.raises(GptOssLiteError, match="not finite"):
         damage(broken)
 
