@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
+from operator import index
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from gptoss_lite.tokenizer import load_tokenizer
 
 PREFILL_CHUNK = 512  # prompt tokens read at once: bounds the [H, T, S] scores
 WORTH_RECORDING = 16  # tokens from which on recording a step for the GPU pays
+SHOWN = 60  # characters of a wrong argument that a message repeats
 PHRASES = (3, 2)  # tokens that must match before `lookup` guesses; the longer match wins
 
 
@@ -53,11 +55,16 @@ def sample(
         )
     if temperature == 0:
         return int(logits.argmax())
-    scores, ids = (logits.float() / temperature).sort(descending=True, stable=True)
+    scores = logits.float() / temperature
+    if not torch.isfinite(scores).all():  # a tiny temperature: only the differences are small
+        scores = ((logits.double() - logits.max()) / temperature).float()
+    scores, ids = scores.sort(descending=True, stable=True)
     probs = scores[:top_k].softmax(-1)
     if top_p is not None:
         before = probs.cumsum(-1) - probs  # mass of the tokens ahead of each one
-        probs = probs * (before < top_p)
+        kept = before < top_p
+        kept[0] = True  # 0 < top_p, too, where float32 rounds top_p to 0
+        probs = probs * kept
     probs = probs.to(generator.device) if generator else probs
     return int(ids[int(torch.multinomial(probs, 1, generator=generator))])
 
@@ -107,13 +114,13 @@ def generate(
         lookup: guess at most this many tokens a step; 0 guesses none. Greedy only.
 
     Raises:
-        ShapeError: an empty or too long prompt, a setting out of range, or a cache of another
-            model, of several rows, or that something else has filled.
+        ShapeError: an empty or too long prompt, one that is not a row of ids, a setting out of
+            range, or a cache of another model, of several rows, or that something else has filled.
 
     Source:
         Saxena 2023, "Prompt Lookup Decoding" (`lookup`).
     """
-    prompt = [int(i) for i in ids]
+    prompt, stops = _row("ids", ids), frozenset(_row("stop", stop))
     _check_settings(max_new_tokens, temperature, top_k, top_p)
     _check_lookup(lookup, temperature)
     records = cache is None and not lookup
@@ -124,7 +131,7 @@ def generate(
     def pick(logits: Tensor) -> int:
         return sample(logits, temperature, top_k, top_p, generator)
 
-    return _loop(model, prompt, room, pick, frozenset(stop), cache, lookup, records)
+    return _loop(model, prompt, room, pick, stops, cache, lookup, records)
 
 
 def generate_batch(
@@ -162,17 +169,17 @@ def generate_batch(
     Raises:
         ShapeError: as `generate` does.
     """
-    texts = [[int(i) for i in ids] for ids in prompts]
+    texts = [_row("prompts", ids) for ids in prompts]
     _check_settings(max_new_tokens, temperature, top_k, top_p)
     ends = [len(text) + _room(model, text, max_new_tokens) for text in texts]
-    starts, stop = [len(text) for text in texts], frozenset(stop)
+    starts, stops = [len(text) for text in texts], frozenset(_row("stop", stop))
     if not texts or not max_new_tokens:
         return [[] for _ in texts]
     rows, cache = list(range(len(texts))), _shared_start(model, texts)
 
     def is_open(row: int) -> bool:
         text = texts[row]
-        return len(text) == starts[row] or (len(text) < ends[row] and text[-1] not in stop)
+        return len(text) == starts[row] or (len(text) < ends[row] and text[-1] not in stops)
 
     while rows:
         logits = _keep_step(model, [texts[row] for row in rows], cache)
@@ -207,7 +214,9 @@ def _keep_step(
 def _room(model: Transformer, prompt: list[int], max_new_tokens: int) -> int:
     """Return how many tokens can be written after a prompt."""
     context = model.config.context
-    if not 0 < len(prompt) < context:
+    if not prompt:
+        raise ShapeError("The prompt is empty: give at least one token to go on from.")
+    if len(prompt) >= context:
         raise ShapeError(
             f"The prompt has {len(prompt):,} tokens; this model reads 1 to {context - 1:,} and "
             "writes after them. Shorten the prompt."
@@ -215,13 +224,34 @@ def _room(model: Transformer, prompt: list[int], max_new_tokens: int) -> int:
     return min(max_new_tokens, context - len(prompt))
 
 
+def _row(name: str, ids: Iterable[int]) -> list[int]:
+    """Return token ids as Python's integers."""
+    try:
+        return [index(i) for i in ids]
+    except TypeError:
+        got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else repr(ids)
+        raise ShapeError(
+            f"{name} must be token ids, whole numbers in one row such as [5, 7]; got {got[:SHOWN]}."
+        ) from None
+
+
+def _check_whole(name: str, value: int) -> None:
+    try:
+        index(value)
+    except TypeError:
+        raise ShapeError(f"{name}={value!r} must be a whole number.") from None
+
+
 def _check_settings(
     max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
+    _check_whole("max_new_tokens", max_new_tokens)
     if max_new_tokens < 0:
         raise ShapeError(f"max_new_tokens={max_new_tokens} cannot be negative.")
     if not 0 <= temperature < float("inf"):
         raise ShapeError(f"temperature={temperature} must be 0 (greedy) or a positive number.")
+    if top_k is not None:
+        _check_whole("top_k", top_k)
     if top_k is not None and top_k < 1:
         raise ShapeError(f"top_k={top_k} must be at least 1, or None to keep all tokens.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -229,6 +259,7 @@ def _check_settings(
 
 
 def _check_lookup(lookup: int, temperature: float) -> None:
+    _check_whole("lookup", lookup)
     if lookup < 0:
         raise ShapeError(f"lookup={lookup} cannot be negative.")
     if lookup and temperature:
@@ -300,7 +331,7 @@ def _loop(
     _read(model, unread[:-n_last], cache)
     text, end, phrases = list(prompt), len(prompt) + room, _Phrases()
     logits, draft = _next_logits(model, unread[-n_last:], cache), []
-    read = _reader(model, cache, records and room >= WORTH_RECORDING)
+    read = _reader(model, cache, end if records and room >= WORTH_RECORDING else None)
     while True:
         new = _accepted(logits, draft, pick, stop)
         text += new
@@ -314,14 +345,18 @@ def _loop(
 
 
 def _reader(
-    model: Transformer, cache: KVCache, records: bool
+    model: Transformer, cache: KVCache, most: int | None
 ) -> Callable[[list[int]], Float[Tensor, "n V"]]:
-    """Return what reads the next tokens and gives a row of logits for each."""
+    """Return what reads the next tokens and gives a row of logits for each.
+
+    If the text's greatest length `most` is given, the steps may be recorded; then the cache is
+    emptied.
+    """
 
     def plain(tokens: list[int]) -> Tensor:
         return _next_logits(model, tokens, cache, len(tokens))
 
-    if not records or decode.why_not(model):
+    if most is None or decode.why_not(model):
         return plain
     hooks, decoder = decode.hooks(model), None
 
@@ -330,7 +365,7 @@ def _reader(
         if any(hooks):  # which a recorded step would not call; a trace sets some, too
             cache, decoder = decoder.cache() if decoder else cache, None
             return plain(tokens)
-        decoder = decoder or decode.Decoder(model, cache)
+        decoder = decoder or decode.Decoder(model, cache, most=most, empties=True)
         return decoder(*tokens)[None]
 
     return recorded
@@ -396,7 +431,7 @@ def chat(
         generator: seeded random numbers.
 
     Raises:
-        GptOssLiteError: no final answer within `max_new_tokens`.
+        GptOssLiteError: no final answer within `max_new_tokens`, or only the start of one.
     """
     is_model = isinstance(source_or_model, Transformer)
     model = source_or_model if is_model else load(source_or_model, progress=False)
@@ -409,10 +444,17 @@ def chat(
     prompt = tokenizer.render([{"role": "user", "content": question}], effort=effort)
     settings = {"temperature": temperature, "generator": generator, "stop": tokenizer.stop_ids}
     reply = list(generate(model, prompt, max_new_tokens=max_new_tokens, **settings))
+    if not reply or reply[-1] not in tokenizer.stop_ids:
+        full = len(prompt) + len(reply) == model.config.context
+        more = "Shorten the question" if full else "Raise max_new_tokens"
+        raise GptOssLiteError(
+            f"No final answer within {len(reply):,} tokens: the reply was cut off. {more} or lower "
+            f"the effort (now {effort!r})."
+        )
     finals = [m["content"] for m in tokenizer.parse(reply) if m.get("channel") == "final"]
     if not finals:
         raise GptOssLiteError(
-            f"No final answer within {len(reply):,} tokens of reasoning. Raise max_new_tokens or "
-            f"lower the effort (now {effort!r})."
+            f"The model ended its reply after {len(reply):,} tokens without a final answer. Ask in "
+            "other words or with another effort."
         )
     return finals[-1]

@@ -1,14 +1,23 @@
 """Sampling and the generation loop, on a tiny random model."""
 
+import copy
 import math
 
 import pytest
 import torch
 
-from gptoss_lite import KVCache, Transformer, generate, load_tokenizer, trace
+from gptoss_lite import (
+    KVCache,
+    Transformer,
+    generate,
+    generate_batch,
+    load,
+    load_tokenizer,
+    trace,
+)
 from gptoss_lite.errors import GptOssLiteError, ShapeError
 from gptoss_lite.generate import PREFILL_CHUNK, chat, sample
-from tests.hostile import GPT2, GPT_OSS, hostile, tokens
+from tests.hostile import GPT2, GPT_OSS, hostile, tokens, without_type_checks
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,7 @@ def test_generation_leaves_no_gradients(model):
 # --- sample ---------------------------------------------------------------------------------------
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.0, 0.5])
+IDS = "must be token ids, whole numbers in one row such as [5, 7]; got "
 
 
 def frequencies(n: int = 4_000, **settings: float) -> list[float]:
@@ -126,6 +136,20 @@ def test_a_tiny_top_p_still_keeps_one():
     assert frequencies(n=20, temperature=1.0, top_p=1e-9)[1] == 1
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1e-45}, {"temperature": 5e-324}])
+def test_the_coldest_temperature_takes_the_most_likely(settings):
+    assert frequencies(n=20, **settings)[1] == 1
+
+
+def test_large_logits_can_be_divided():
+    assert sample(torch.tensor([1e38, 2e38]), temperature=0.1) == 1
+
+
+@pytest.mark.parametrize("top_p", [1e-46, 1e-300, 5e-324])
+def test_a_top_p_that_rounds_to_zero_still_keeps_one(top_p):
+    assert frequencies(n=20, temperature=1.0, top_p=top_p)[1] == 1
+
+
 def test_not_finite_logits_are_refused():
     with pytest.raises(ShapeError, match="logits are not finite"):
         sample(torch.tensor([0.0, torch.nan]))
@@ -143,23 +167,44 @@ def test_not_finite_logits_are_refused():
         ({"top_k": 0}, "top_k=0 must be at least 1, or None to keep all tokens."),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1, or None."),
         ({"top_p": 1.1}, "top_p=1.1 must be above 0 and at most 1, or None."),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5 must be a whole number."),
+        ({"top_k": 2.5}, "top_k=2.5 must be a whole number."),
+        ({"lookup": 1.5}, "lookup=1.5 must be a whole number."),
+        ({"stop": 3}, f"stop {IDS}3."),
+        ({"stop": None}, f"stop {IDS}None."),
+        ({"ids": [1.5, 2.7]}, f"ids {IDS}[1.5, 2.7]."),
+        ({"ids": torch.zeros(1, 9, dtype=torch.long)}, f"ids {IDS}torch.int64 [1, 9]."),
+        ({"ids": "a text" * 99}, f"ids {IDS}'{'a text' * 9}a tex."),
+        ({"ids": 5}, f"ids {IDS}5."),
     ],
 )
 def test_settings_out_of_range_are_refused_at_once(model, settings, message):
     """At the call, not at the first token: a generator would hide the mistake until then."""
-    with pytest.raises(ShapeError) as caught:
-        generate(model, [1], **{"max_new_tokens": 1, **settings})
+    with without_type_checks(), pytest.raises(ShapeError) as caught:
+        generate(model, **{"ids": [1], "max_new_tokens": 1, **settings})
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("length", [0, 1_600])
-def test_a_prompt_that_cannot_be_read_is_refused(model, length):
+def test_ids_may_come_as_a_tensor_or_an_array(model):
+    wanted = list(generate(model, [5, 7], max_new_tokens=4, stop=[200]))
+    rows, stop = torch.tensor([5, 7]), torch.tensor([wanted[1]])
+    with without_type_checks():
+        for ids in (rows, rows.numpy(), (i for i in (5, 7))):
+            assert list(generate(model, ids, max_new_tokens=4)) == wanted
+        assert list(generate(model, rows, max_new_tokens=4, stop=stop)) == wanted[:2]
+        (row,) = generate_batch(model, [rows], max_new_tokens=4, stop=stop)
+    assert row == wanted[:2]
+
+
+def test_a_prompt_that_cannot_be_read_is_refused(model):
     with pytest.raises(ShapeError) as caught:
-        generate(model, [1] * length, max_new_tokens=1)
+        generate(model, [1] * 1_600, max_new_tokens=1)
     assert str(caught.value) == (
-        f"The prompt has {length:,} tokens; this model reads 1 to 1,599 and writes after them. "
+        "The prompt has 1,600 tokens; this model reads 1 to 1,599 and writes after them. "
         "Shorten the prompt."
     )
+    with pytest.raises(ShapeError, match="The prompt is empty: give at least one token"):
+        generate(model, [], max_new_tokens=1)
 
 
 def test_ids_of_another_vocabulary_are_refused(model):
@@ -176,6 +221,24 @@ def test_chat_answers_and_says_when_it_could_not():
     assert chat("gpt-oss-nano", "What is 12 + 35?").strip()
     with pytest.raises(GptOssLiteError, match="No final answer within 2 tokens"):
         chat("gpt-oss-nano", "What is 12 + 35?", effort="high", max_new_tokens=2)
+
+
+def test_chat_does_not_pass_off_half_an_answer():
+    model = load("gpt-oss-nano", progress=False)
+    whole = chat(model, "Tell me a story")
+    for n in (0, 2, 12):
+        with pytest.raises(
+            GptOssLiteError, match=rf"{n} tokens: the reply was cut .* Raise max_ne"
+        ):
+            chat(model, "Tell me a story", max_new_tokens=n)
+    prompt = load_tokenizer("gpt-oss-nano").render(
+        [{"role": "user", "content": "Tell me a story"}], effort="low"
+    )
+    small = copy.deepcopy(model)
+    small.config = small.config.but(context=len(prompt) + 5)
+    with pytest.raises(GptOssLiteError, match=r"within 5 tokens: .* Shorten the question"):
+        chat(small, "Tell me a story")
+    assert len(whole) > 12
 
 
 def test_a_cache_that_is_passed_on_continues_the_text(model):

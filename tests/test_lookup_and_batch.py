@@ -367,7 +367,7 @@ def test_empty_batches_and_bad_rows() -> None:
     model = MODELS["gpt_oss"]
     assert generate_batch(model, [], max_new_tokens=3) == []
     assert generate_batch(model, [[1], [2]], max_new_tokens=0) == [[], []]
-    with pytest.raises(ShapeError, match="The prompt has 0 tokens"):
+    with pytest.raises(ShapeError, match="The prompt is empty"):
         generate_batch(model, [[1], []], max_new_tokens=3)
     with pytest.raises(ShapeError, match="top_k=0"):
         generate_batch(model, [[1]], max_new_tokens=3, top_k=0)
