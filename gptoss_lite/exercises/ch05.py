@@ -94,8 +94,8 @@ EXERCISES = (
         cases=((4_096,), (256,)),
         hidden=((6_144,), (1,), (3,), (11_520,), (257,)),
         hints=(
-            "Write down the weights of both, with d for the width of the residual stream.",
-            "3 * d * gated may be at most 2 * d * width. Divide by d, and round down.",
+            "Write down the weights of both, with D for the width of the residual stream.",
+            "3 * D * gated may be at most 2 * D * width. Divide by D, and round down.",
         ),
         wrong=(_halved, _rounded),
     ),
