@@ -11,6 +11,8 @@ from gptoss_lite.errors import ConfigError
 GIB = 2**30
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "mxfp4": 4 + 8 / MXFP4_BLOCK}
 OVERHEAD_BYTES = GIB  # activations, kernels and the framework itself
+NO_MEMORY = 2**63  # bytes; what is larger is a slip
+USUAL_CONTEXT = 4_096  # tokens that `fit` asks for if it is not told
 
 
 def parameter_table(config: ModelConfig) -> dict[str, int]:
@@ -20,6 +22,7 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
         Keys: embedding, positions, attention, norms, router, expert_weights, expert_biases (or
         ffn_weights, ffn_biases without experts), unembedding (0 if tied).
     """
+    _check_config(config)
     c = config
     q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     attention = 2 * c.d_model * (q_width + kv_width)
@@ -175,6 +178,7 @@ def kv_bytes(
         >>> kv_bytes(PRESETS["gpt-oss-20b"], 131_072) / 2**30
         3.0029296875
     """
+    _check_config(config)
     if context_tokens < 0 or batch < 0:
         raise ConfigError(f"context_tokens={context_tokens} and batch={batch} cannot be negative.")
     if dtype == "mxfp4":
@@ -276,6 +280,7 @@ def flops(config: ModelConfig, context_tokens: int = 0) -> int:
 
 def matmul_flops(config: ModelConfig) -> int:
     """Count the operations of one token's matrix products: 2 for each weight it meets."""
+    _check_config(config)
     c = config
     attention = 2 * c.d_model * (c.n_heads + c.n_kv_heads) * c.head_dim
     ffn = (2 if c.ffn == "gelu" else 3) * c.d_model * c.d_ff
@@ -285,7 +290,14 @@ def matmul_flops(config: ModelConfig) -> int:
 
 
 def attention_flops(config: ModelConfig, context_tokens: int) -> int:
-    """Count the operations of one token's scores and value mixing at a context length."""
+    """Count the operations of one token's scores and value mixing at a context length.
+
+    Raises:
+        ConfigError: a negative context.
+    """
+    _check_config(config)
+    if context_tokens < 0:
+        raise ConfigError(f"context_tokens={context_tokens} cannot be negative.")
     total = 0
     for layer in range(config.n_layers):
         seen = min(context_tokens, config.window(layer) or context_tokens)
@@ -312,14 +324,28 @@ def step_limit(
         batch: sequences decoded together.
         context_tokens: tokens in the cache of each.
 
+    Raises:
+        ConfigError: a rate that is not a positive number, or no sequence.
+
     Example:
         >>> from gptoss_lite.presets import PRESETS
         >>> round(step_limit(PRESETS["gpt-oss-20b"], 34e9, 412e9), 1)
         9.1
     """
+    for name, rate in (("bandwidth", bandwidth), ("flops_per_s", flops_per_s)):
+        if not 0 < rate < float("inf"):
+            raise ConfigError(f"{name}={rate} must be a positive number, such as 1e12 a second.")
     read_s = sum(step_bytes(config, context_tokens, batch=batch).values()) / bandwidth
     compute_s = batch * flops(config, context_tokens) / flops_per_s
     return batch / max(read_s, compute_s)
+
+
+def _check_config(config: ModelConfig) -> None:
+    if not isinstance(config, ModelConfig):
+        raise ConfigError(
+            f"{str(config)[:60]!r} is not a ModelConfig. For a known model, give its preset: "
+            'gptoss_lite.PRESETS["gpt-oss-20b"].'
+        )
 
 
 @dataclass(frozen=True)
@@ -333,6 +359,7 @@ class Fit:
     overhead_bytes: int
     context_tokens: int
     longest_context_tokens: int  # 0 if not even the weights fit
+    asked_tokens: int  # more than context_tokens where the model's context is shorter
 
     @property
     def needed_bytes(self) -> int:
@@ -344,9 +371,13 @@ class Fit:
         return {**asdict(self), "needed_bytes": self.needed_bytes}
 
     def __str__(self) -> str:
+        asked = ""
+        if self.asked_tokens > self.context_tokens:
+            asked = f" (the most this model reads; asked for {self.asked_tokens:,})"
         parts = (
             f"{readable_bytes(self.weight_bytes)} weights + {readable_bytes(self.kv_bytes)} "
-            f"KV cache at {self.context_tokens:,} tokens + {readable_bytes(self.overhead_bytes)} "
+            f"KV cache at {self.context_tokens:,} tokens{asked} + "
+            f"{readable_bytes(self.overhead_bytes)} "
             f"overhead = {readable_bytes(self.needed_bytes)} of {readable_bytes(self.memory_bytes)}"
         )
         if self.fits:
@@ -368,7 +399,7 @@ def fit(
     config: ModelConfig,
     memory_bytes: float,
     *,
-    context_tokens: int = 4_096,
+    context_tokens: int | None = None,
     batch: int = 1,
     dense: str | None = None,
     experts: str | None = None,
@@ -380,7 +411,7 @@ def fit(
     Args:
         config: the model.
         memory_bytes: of the device, e.g. 16e9 for a card sold as 16 GB.
-        context_tokens: tokens to hold.
+        context_tokens: tokens to hold, at most the model's context; 4,096 if None.
         batch: sequences of that length.
         dense: dtype of the weights outside the experts, if not the published one. The cache
             follows it: see `cache_dtype`.
@@ -389,20 +420,28 @@ def fit(
         overhead_bytes: kept free for activations and the framework.
 
     Raises:
-        ConfigError: no memory, or an embedding that is the output matrix, too, to be left out.
+        ConfigError: a memory, overhead or batch out of range, or an embedding that is the output
+            matrix, too, to be left out.
 
     Example:
         >>> from gptoss_lite.presets import PRESETS
         >>> fit(PRESETS["gpt-oss-20b"], 16e9).longest_context_tokens
         47275
     """
-    if memory_bytes <= 0:
-        raise ConfigError(f"memory_bytes={memory_bytes} must be positive: 16e9 is 16 GB.")
+    if not 0 < memory_bytes < NO_MEMORY:
+        wrong = "below 2**63" if memory_bytes > 0 else "positive"
+        raise ConfigError(f"memory_bytes={memory_bytes} must be {wrong}: 16e9 is 16 GB.")
+    if batch < 1:
+        raise ConfigError(f"batch={batch} must be at least 1.")
+    if overhead_bytes < 0:
+        raise ConfigError(f"overhead_bytes={overhead_bytes} cannot be negative.")
     weights = weight_bytes(config, dense=dense, experts=experts)
     if offload_embedding:
         weights -= embedding_bytes(config, dense)
     kept = cache_dtype(config, dense)
-    cache = kv_bytes(config, min(context_tokens, config.context), batch=batch, dtype=kept)
+    asked = min(USUAL_CONTEXT, config.context) if context_tokens is None else context_tokens
+    held = min(asked, config.context)
+    cache = kv_bytes(config, held, batch=batch, dtype=kept)
     room = int(memory_bytes) - weights - overhead_bytes
     return Fit(
         fits=cache <= room,
@@ -410,8 +449,9 @@ def fit(
         weight_bytes=weights,
         kv_bytes=cache,
         overhead_bytes=overhead_bytes,
-        context_tokens=min(context_tokens, config.context),
+        context_tokens=held,
         longest_context_tokens=_longest_context(config, room, batch, kept),
+        asked_tokens=asked,
     )
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from gptoss_lite import PRESETS, ModelConfig, MoEConfig, Transformer, YarnConfig, account
 from gptoss_lite.errors import ConfigError
-from tests.hostile import GPT_OSS, GPT_OSS_MXFP4, hostile, packed
+from tests.hostile import GPT_OSS, GPT_OSS_MXFP4, hostile, packed, without_type_checks
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "totals.json").read_text(encoding="utf-8"))
 GIB = 2**30
@@ -352,6 +353,16 @@ def test_fit_says_what_it_found() -> None:
     )
 
 
+def test_fit_says_that_a_model_reads_less_than_was_asked() -> None:
+    fit = account.fit(OSS_20B, 80e9, context_tokens=999_999_999)
+    assert (fit.context_tokens, fit.asked_tokens) == (131_072, 999_999_999)
+    assert "at 131,072 tokens (the most this model reads; asked for 999,999,999) + " in str(fit)
+    assert "asked" not in str(account.fit(OSS_20B, 80e9, context_tokens=131_072))
+    usual = account.fit(PRESETS["gpt-oss-nano"], 16e9)  # nobody asked for 4,096
+    assert (usual.context_tokens, usual.asked_tokens) == (1_024, 1_024)
+    assert "asked" not in str(usual)
+
+
 def test_fit_counts_what_the_options_ask_for() -> None:
     fit = account.fit(OSS_20B, 80e9, dense="float32", experts="bfloat16", overhead_bytes=0)
     expected = account.weight_bytes(OSS_20B, dense="float32", experts="bfloat16")
@@ -404,13 +415,67 @@ def test_the_cache_follows_the_dense_weights(dense: str | None, cached: str) -> 
             lambda: account.fit(GPT_OSS, 0),
             "memory_bytes=0 must be positive: 16e9 is 16 GB.",
         ),
+        (
+            lambda: account.fit(GPT_OSS, math.nan),
+            "memory_bytes=nan must be positive: 16e9 is 16 GB.",
+        ),
+        (
+            lambda: account.fit(GPT_OSS, math.inf),
+            "memory_bytes=inf must be below 2**63: 16e9 is 16 GB.",
+        ),
+        (lambda: account.fit(GPT_OSS, 1e9, batch=0), "batch=0 must be at least 1."),
+        (
+            lambda: account.fit(GPT_OSS, 1e9, overhead_bytes=-1),
+            "overhead_bytes=-1 cannot be negative.",
+        ),
+        (lambda: account.flops(GPT_OSS, -100), "context_tokens=-100 cannot be negative."),
+        (
+            lambda: account.step_limit(GPT_OSS, 0, 1),
+            "bandwidth=0 must be a positive number, such as 1e12 a second.",
+        ),
+        (
+            lambda: account.step_limit(GPT_OSS, 1, math.nan),
+            "flops_per_s=nan must be a positive number, such as 1e12 a second.",
+        ),
     ],
-    ids=["dtype", "tokens", "batch", "memory"],
+    ids=[
+        "dtype",
+        "tokens",
+        "batch",
+        "memory",
+        "nan",
+        "inf",
+        "no sequence",
+        "overhead",
+        "flops",
+        "bandwidth",
+        "speed",
+    ],
 )
 def test_mistakes_are_named(call: Any, message: str) -> None:
     with pytest.raises(ConfigError) as problem:
         call()
     assert str(problem.value) == message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda name: account.fit(name, 16e9),
+        account.parameters,
+        account.flops,
+        lambda name: account.kv_bytes(name, 5),
+        lambda name: account.attention_flops(name, 5),
+        lambda name: account.step_limit(name, 1e12, 1e12),
+    ],
+)
+def test_a_name_is_not_a_config(call: Any) -> None:
+    with without_type_checks(), pytest.raises(ConfigError) as problem:
+        call("gpt-oss-20b")
+    assert str(problem.value) == (
+        "'gpt-oss-20b' is not a ModelConfig. For a known model, give its preset: "
+        'gptoss_lite.PRESETS["gpt-oss-20b"].'
+    )
 
 
 def test_account_needs_no_torch() -> None:
