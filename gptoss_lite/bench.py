@@ -22,6 +22,7 @@ from gptoss_lite.cache import KVCache
 from gptoss_lite.dispatch import ways_taken
 from gptoss_lite.errors import ShapeError
 from gptoss_lite.generate import generate
+from gptoss_lite.kernels import decode
 from gptoss_lite.model import Transformer
 
 PROBE_BYTES = 2**29  # read to measure bandwidth; far larger than any cache
@@ -127,7 +128,9 @@ def measure(
     tokens = torch.randint(model.config.vocab_size, size, generator=generator).to(model.device)
     prompt, new = tokens.split((prompt_tokens, new_tokens), dim=1)
     with torch.no_grad():
-        first_prefill_s, first_decode_s = _timed_pass(model, prompt, new[:, :1], context_tokens)
+        first_prefill_s, first_decode_s = _timed_pass(
+            model, prompt, new[:, :1], context_tokens, is_first=True
+        )
         passes = [_timed_pass(model, prompt, new, context_tokens) for _ in range(repeats)]
     answer_tokens_per_s, used = ways_taken(
         lambda: _answer_rate(model, prompt[0].tolist(), new_tokens)
@@ -200,14 +203,28 @@ def timed_load(open_model: Callable[[], Transformer]) -> tuple[Transformer, floa
 
 
 def _timed_pass(
-    model: Transformer, prompt: Tensor, new: Tensor, context_tokens: int | None
+    model: Transformer,
+    prompt: Tensor,
+    new: Tensor,
+    context_tokens: int | None,
+    is_first: bool = False,
 ) -> tuple[float, float]:
-    """Read a prompt at once, then tokens one by one; return the seconds of both."""
+    """Read a prompt at once, then tokens one by one, as `generate` does; return both's seconds.
+
+    Where steps are recorded (`kernels.decode`), recording counts in the first pass only.
+    """
     cache = KVCache(model.config)
     prefill_s = _timed(lambda: model.unembed(model.hidden(prompt, cache)[:, -1:]), model.device)
     if context_tokens is not None:
         cache = _filled_cache(model, context_tokens)
-    return prefill_s, _timed(lambda: [model(t, cache) for t in new.split(1, dim=1)], model.device)
+    if decode.why_not(model) is not None:
+        steps = new.split(1, dim=1)
+        return prefill_s, _timed(lambda: [model(step, cache) for step in steps], model.device)
+    ids = new[0].tolist()
+    decoder = decode.Decoder(model, cache, spare=len(ids) + 1, empties=True)
+    recording_s = _timed(lambda: decoder(ids[0]), model.device)
+    decode_s = _timed(lambda: [decoder(token) for token in ids], model.device)
+    return prefill_s, recording_s if is_first else decode_s
 
 
 def _filled_cache(model: Transformer, length: int) -> KVCache:
@@ -222,11 +239,14 @@ def _filled_cache(model: Transformer, length: int) -> KVCache:
 
 
 def _answer_rate(model: Transformer, prompt: list[int], new_tokens: int) -> float:
-    """Return how many tokens a second `generate` yields after its first."""
+    """Return how many tokens a second `generate` yields after its first two.
+
+    The first waits for the prompt, the second for the recording of a step, where there is one.
+    """
     times = []
-    for _ in generate(model, prompt, max_new_tokens=new_tokens + 1):
+    for _ in generate(model, prompt, max_new_tokens=new_tokens + 2):
         times.append(time.perf_counter())
-    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+    return (len(times) - 2) / (times[-1] - times[1]) if len(times) > 2 else 0.0
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:

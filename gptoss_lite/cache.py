@@ -15,7 +15,7 @@ Row = tuple[Tensor, Tensor, int, int]
 
 
 class FullCache:
-    """Every token's rotated keys and values, in a buffer that doubles when it is full."""
+    """Every token's rotated keys and values, in a buffer that grows by a quarter when full."""
 
     def __init__(self) -> None:
         self.length = 0  # tokens held
@@ -43,7 +43,9 @@ class FullCache:
 
     def _grown(self, k: Tensor, needed: int) -> Tensor:
         batch, heads, _, width = k.shape
-        grown = k.new_empty(2, batch, heads, max(needed, 2 * self.length, 64), width)
+        # A quarter of a long context is memory enough to leave unused.
+        capacity = max(needed, self.length + max(64, self.length // 4))
+        grown = k.new_empty(2, batch, heads, capacity, width)
         if self._buffer is not None:
             grown[:, :, :, : self.length] = self._buffer[:, :, :, : self.length]
         return grown
@@ -53,8 +55,10 @@ class FullCache:
         return length <= self.length
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Forget all but the first `length` tokens; to forget them all gives the memory back."""
         self.length = length
+        if length == 0:
+            self._buffer = None
 
     def select(self, rows: Sequence[int]) -> "FullCache":
         """Return a cache of its own with copies of these rows of the batch."""
@@ -134,9 +138,11 @@ class SlidingCache:
         return length == 0 or n_left >= min(length, self.window)
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Forget all but the first `length` tokens; to forget them all gives the memory back."""
         self._held = max(0, self._held - (self.length - length))
         self.length = length
+        if length == 0:
+            self._keys = self._values = None
 
     def select(self, rows: Sequence[int]) -> "SlidingCache":
         """Return a cache of its own with copies of these rows of the batch."""

@@ -46,6 +46,7 @@ COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EMBEDDING = "embed.weight"  # of the model, of which a token reads one row
 LISTED = 5  # how many wrong tensors of a kind one error names
 CONFIG_NAME = "config.json"
+GENERATION_NAME = "generation_config.json"  # with what a text ends, for other libraries
 DTYPES_NAME = "dtypes.json"  # OpenAI's own layout has it
 ONE_FILE = "model.safetensors"
 WORK_PREFIX = ".saving-"  # of the hidden folder that a checkpoint is written to
@@ -117,6 +118,13 @@ def load_share(
     """
     if experts not in ("packed", "dense"):
         raise CheckpointError(f"experts={experts!r} is unknown. Use 'packed' or 'dense'.")
+    if dtype is not None and dtype not in COMPUTE_DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        given = f"the text {dtype!r}" if isinstance(dtype, str) else str(dtype)
+        allowed = ", ".join(map(str, COMPUTE_DTYPES))
+        meant = getattr(torch, name, None) in COMPUTE_DTYPES
+        advice = f"Give torch.{name}" if meant else f"Use one of {allowed}"
+        raise CheckpointError(f"A model cannot compute in {given}. {advice}.")
     target = _device(device)
     folder = hub.find(source, want="weights", progress=progress)
     config = ModelConfig.from_hf(folder)
@@ -127,9 +135,6 @@ def load_share(
     is_packed = any(part.dtypes == BYTES for part in layout.parts)
     config = config.but(expert_dtype="mxfp4" if is_packed else config.dtype)
     wanted = dtype or _default_dtype(config, target)
-    if wanted not in COMPUTE_DTYPES:
-        allowed = ", ".join(map(str, COMPUTE_DTYPES))
-        raise CheckpointError(f"A model cannot compute in {wanted}. Use one of {allowed}.")
     places = _places(config, layout, target, offload_embedding)
     sizes = []
     for there in dict.fromkeys((target, *places.values())):
@@ -275,7 +280,11 @@ def _refuse_if_too_large(
 def available_memory(device: torch.device) -> tuple[int, int]:
     """Return (free, total) bytes of a device; for the CPU, within the container's limit."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
+        free, total = torch.cuda.mem_get_info(device)
+        # What an earlier model left with torch is free for the next one.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        ), total
     total = (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if hasattr(os, "sysconf")
@@ -428,6 +437,9 @@ def save_checkpoint(
 ) -> Path:
     """Write a model in the Hugging Face layout: shards, index and config.json.
 
+    The generation_config.json of the folder that the model was loaded from goes along: it tells
+    other libraries which tokens end a text.
+
     Everything is written to a hidden folder inside the target and moved into place at the end,
     config.json last, so whatever happens on the way leaves no half checkpoint. Tensors are
     written one by one, in `config.dtype`; with `expert_dtype="mxfp4"` dense experts are quantized
@@ -436,8 +448,8 @@ def save_checkpoint(
     Args:
         model: GPT-2, gpt-oss or Qwen3-MoE shaped.
         folder: where to; must not exist, be empty, or be an earlier checkpoint to overwrite.
-        overwrite: replace the weights, index and config.json of an earlier checkpoint; other
-            files of that folder, such as its tokenizer, are kept.
+        overwrite: replace the weights, index and JSON files that are written of an earlier
+            checkpoint; other files of that folder, such as its tokenizer, are kept.
         max_shard_bytes: start a new file before one grows past this.
         original: write OpenAI's own layout instead, one file with q, k and v in one matrix, as
             gpt-oss's reference code reads it; `max_shard_bytes` does not apply.
@@ -458,8 +470,9 @@ def save_checkpoint(
     folder = Path(folder)
     config_json = model.config.to_original() if original else model.config.to_hf()
     layout = gpt_oss_original(model.config) if original else published_layout(model.config)
-    is_new = not folder.exists()
+    is_new = False
     try:
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         for abandoned in folder.glob(f"{WORK_PREFIX}*"):  # of a process that was killed
             shutil.rmtree(abandoned)
@@ -475,17 +488,28 @@ def save_checkpoint(
                 _write_original(model, layout, new)
             else:
                 _write_shards(model, layout, new, max_shard_bytes)
+            if (carried := _generation_config(model.source)) is not None:
+                shutil.copyfile(carried, new / GENERATION_NAME)
             _write_json(new / CONFIG_NAME, config_json)
             _swap(new, old, folder)
     except OSError as problem:
         raise CheckpointError(
             f"Could not write {folder}: {problem.strerror or problem}. Nothing was changed; "
-            f"{'free some disk space' if problem.errno == errno.ENOSPC else 'choose another'}."
+            f"{'free some disk space' if problem.errno == errno.ENOSPC else 'name a new folder'}."
         ) from None
     finally:
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     return folder
+
+
+def _generation_config(source: Path | None) -> Path | None:
+    """Find generation_config.json beside the weights that were loaded, or above `original/`."""
+    if source is None:
+        return None
+    above = [source.parent] if source.name == "original" else []
+    found = (place / GENERATION_NAME for place in (source, *above))
+    return next((path for path in found if path.is_file()), None)
 
 
 def _write_shards(model: Transformer, layout: Layout, folder: Path, max_shard_bytes: int) -> None:
@@ -594,13 +618,12 @@ def _swap(new: Path, old: Path, folder: Path) -> None:
 
     config.json goes first and comes last: without it, nothing takes the folder for a checkpoint.
     """
+    incoming = sorted(new.iterdir(), key=lambda path: path.name == CONFIG_NAME)
+    replaced = {INDEX_NAME, CONFIG_NAME, DTYPES_NAME, *(path.name for path in incoming)}
     outgoing = [
-        path
-        for path in folder.iterdir()
-        if path.suffix == ".safetensors" or path.name in (INDEX_NAME, CONFIG_NAME, DTYPES_NAME)
+        path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in replaced
     ]
     outgoing.sort(key=lambda path: path.name != CONFIG_NAME)
-    incoming = sorted(new.iterdir(), key=lambda path: path.name == CONFIG_NAME)
     moves = [(path, old / path.name) for path in outgoing]
     moves += [(path, folder / path.name) for path in incoming]
     done = []

@@ -1,6 +1,7 @@
 """What `measure` counts and what it leaves out; no test looks at how fast anything is."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import gptoss_lite as gl
 from gptoss_lite import account, bench, dispatch
 from gptoss_lite.dispatch import ways_taken
 from gptoss_lite.errors import ShapeError
+from gptoss_lite.kernels import decode
 from gptoss_lite.presets import GPT_OSS_NANO
 from gptoss_lite.synthetic import write_synthetic
 
@@ -33,14 +35,16 @@ def test_medians_of_the_repeats_count_and_the_first_pass_does_not(
     scripted = iter([(9.0, 5.0), (2.0, 0.5), (1.0, 0.8), (4.0, 0.4)])
     lengths = []
 
-    def timed_pass(_: Any, prompt: Any, new: Any, context: int | None) -> tuple[float, float]:
-        lengths.append((prompt.shape[1], new.shape[1], context))
+    def timed_pass(
+        _: Any, prompt: Any, new: Any, context: int | None, is_first: bool = False
+    ) -> tuple[float, float]:
+        lengths.append((prompt.shape[1], new.shape[1], context, is_first))
         return next(scripted)
 
     monkeypatch.setattr(bench, "_timed_pass", timed_pass)
     monkeypatch.setattr(bench, "measured_bandwidth", lambda device, threads=None: 1e9)
     result = bench.measure(model, prompt_tokens=10, new_tokens=4, context_tokens=50, repeats=3)
-    assert lengths == [(10, 1, 50), *[(10, 4, 50)] * 3]
+    assert lengths == [(10, 1, 50, True), *[(10, 4, 50, False)] * 3]
     assert (result.first_prefill_s, result.first_decode_s) == (9, 5)
     assert result.prefill_s == [2, 1, 4]
     assert result.prefill_tokens_per_s == 10 / 2
@@ -101,6 +105,33 @@ def test_the_context_is_the_prompts_unless_another_is_given(model: gl.Transforme
     assert result.backends["apply_experts"] == ["plain"]
     assert result.first_token_s is None
     assert "load " not in str(result)
+
+
+def test_recorded_steps_are_timed_as_generate_runs_them(
+    model: gl.Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recording one counts in the first pass and in no rate."""
+    read: list[int] = []
+    seconds = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])  # prompt, recording, steps; and again
+
+    class Counted(decode.Decoder):
+        def __call__(self, token: int) -> torch.Tensor:
+            read.append(self.n_seen)
+            return super().__call__(token)
+
+    def timed(run: Callable[[], object], device: torch.device) -> float:
+        run()
+        return next(seconds)
+
+    monkeypatch.setattr(decode, "why_not", lambda model: None)
+    monkeypatch.setattr(decode, "Decoder", Counted)
+    monkeypatch.setattr(bench, "_timed", timed)
+    monkeypatch.setattr(bench, "measured_bandwidth", lambda device, threads=None: 1e9)
+    result = bench.measure(model, prompt_tokens=7, new_tokens=16, context_tokens=40, repeats=1)
+    assert (result.first_prefill_s, result.first_decode_s) == (1, 2)
+    assert (result.prefill_s, result.decode_s) == ([4], [6])
+    assert read[:19] == [40, 41, *range(40, 57)]  # a decoder a pass, and one step beforehand
+    assert read[19:] == list(range(7, 7 + 17))  # and `generate`'s own
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The step that CUDA records, here only run: token by token as `model(token, cache)`."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -161,8 +163,8 @@ def test_generate_uses_it_where_it_can(temperature: float, monkeypatch: pytest.M
     want = write()
     monkeypatch.setattr(decode, "why_not", lambda model: None)
 
-    def make(model: Transformer, cache: KVCache) -> decode.Decoder:
-        made.append(plain(model, cache, spare=9))
+    def make(model: Transformer, cache: KVCache, **settings: int) -> decode.Decoder:
+        made.append(plain(model, cache, spare=9, **settings))
         return made[-1]
 
     plain = decode.Decoder
@@ -171,7 +173,26 @@ def test_generate_uses_it_where_it_can(temperature: float, monkeypatch: pytest.M
     assert not made
     assert write() == want
     assert made[0].n_seen == 3 + 24
-    assert made[0].capacity == 48
+    assert made[0].capacity == 24 + 4  # the whole text, not the 48 of buffers twice as large
+
+
+@pytest.mark.usefixtures("plain")
+def test_keys_and_values_are_in_memory_once() -> None:
+    """What the decoder takes over leaves the cache, and buffers have no room for more than comes."""
+    model, text = build(GPT_OSS), tokens(GPT_OSS, 1, 30)
+    with torch.no_grad():
+        want, cache = model(text)[0, 20:], KVCache(GPT_OSS)
+        model(text[:, :20], cache)
+        held = [weakref.ref(layer.next_row()[0]) for layer in cache.layers]
+        decoder = decode.Decoder(model, cache, spare=3, most=30, empties=True)
+        assert (cache.n_seen, cache.n_bytes, [ref() for ref in held]) == (0, 0, [None] * 4)
+        got = torch.stack([decoder(int(token)).clone() for token in text[0, 20:]])
+        torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCE)
+        assert decoder.capacity == 30
+        decoder(3)  # more than was said is read all the same
+        assert decoder.capacity == 31
+        model(text, cache)  # and the cache is as good as new
+        assert cache.n_seen == 30
 
 
 @pytest.mark.usefixtures("plain")
@@ -200,8 +221,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[decode.Decoder]:
     """Let `generate` use decoders here, and keep them."""
     right, kept = decode.Decoder, []
 
-    def make(model: Transformer, cache: KVCache) -> decode.Decoder:
-        kept.append(right(model, cache, spare=9))
+    def make(model: Transformer, cache: KVCache, **settings: int) -> decode.Decoder:
+        kept.append(right(model, cache, spare=9, **settings))
         return kept[-1]
 
     monkeypatch.setattr(decode, "Decoder", make)

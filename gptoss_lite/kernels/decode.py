@@ -28,7 +28,7 @@ from gptoss_lite.norm import RMSNorm
 from gptoss_lite.positions import LearnedPositions, rotate
 from gptoss_lite.trace import NAMES, wants
 
-SPARE = 1_024  # tokens that the buffers hold beyond those read so far, at first
+SPARE = 4_096  # tokens that the buffers hold beyond those read so far, at first
 RECORDS = "cuda"  # the kind of device that records graphs
 WARM_UPS = 3  # runs before recording: they compile kernels and set libraries up
 
@@ -338,24 +338,33 @@ class Decoder:
     """Continues one sequence token by token, from where a cache stands, with buffers of its own.
 
     On a CUDA device the step is recorded at its first call and then replayed; elsewhere it just
-    runs. When the buffers are full, twice as large ones take their place, and the step is recorded
-    anew. The cache stays as it was.
+    runs. When the buffers are full, larger ones take their place, and the step is recorded anew.
 
     Args:
         model: any Transformer.
         cache: of one sequence; what the model has read.
         spare: tokens that fit before the buffers must grow.
+        most: tokens that it will read at most, past and new, if known: buffers never have room for
+            more.
+        empties: whether the cache is emptied, layer by layer, so that no more than one layer's keys
+            and values are in memory twice. Else it stays as it was.
 
     Raises:
         ShapeError: a cache of several sequences.
     """
 
-    def __init__(self, model: Transformer, cache: KVCache, spare: int = SPARE) -> None:
-        self.model, self.n_seen = model, cache.n_seen
+    def __init__(
+        self,
+        model: Transformer,
+        cache: KVCache,
+        spare: int = SPARE,
+        most: int | None = None,
+        empties: bool = False,
+    ) -> None:
+        self.model, self.n_seen, self._most = model, cache.n_seen, most
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
-        past = [self._held(layer) for layer in cache.layers]
-        if (batch := past[0][0].shape[0]) != 1:
+        if (batch := self._held(cache.layers[0])[0].shape[0]) != 1:
             raise ShapeError(f"A Decoder continues one sequence, but the cache holds {batch}.")
         device, table = model.device, model.embed.weight
         is_near = table.device == device
@@ -363,13 +372,21 @@ class Decoder:
             token=torch.zeros(1, 1, dtype=torch.int64, device=device),
             row=None if is_near else table.new_zeros(1, 1, table.shape[1], device=device),
             position=torch.full((1,), self.n_seen, dtype=torch.int64, device=device),
-            **self._tables(self.n_seen + spare),
+            **self._tables(self._room(self.n_seen + spare)),
             layers=[],
         )
-        for layer, (keys, values) in enumerate(past):
-            buffers = self._buffers(layer, self.n_seen + spare)
-            buffers.write(keys, values, self.n_seen)
+        for index, layer in enumerate(cache.layers):
+            buffers = self._buffers(index, self.capacity)
+            buffers.write(*self._held(layer), self.n_seen)
             self.state.layers.append(buffers)
+            if empties:
+                layer.truncate(0)
+        if empties:
+            cache.truncate(0)
+
+    def _room(self, wanted: int) -> int:
+        """Return how many tokens the buffers shall hold: what is wanted, or all that will come."""
+        return wanted if self._most is None else max(self.n_seen + 1, min(wanted, self._most))
 
     def _held(self, layer: FullCache | SlidingCache) -> tuple[Tensor, Tensor]:
         """Return what a next token could read of a layer's cache: append nothing to it."""
@@ -410,11 +427,11 @@ class Decoder:
         return cache
 
     def _grow(self) -> None:
-        """Move to buffers for twice as many tokens; what was recorded used the old ones."""
+        """Move to buffers for twice as many tokens, or all; what was recorded used the old ones."""
         self._graph = self._logits = None
-        old, capacity = self.state, 2 * self.capacity
-        self.state = replace(old, **self._tables(capacity), layers=[])
-        for layer, buffers in enumerate(old.layers):
+        capacity = self._room(2 * self.capacity)
+        self.state = replace(self.state, **self._tables(capacity))
+        for layer, buffers in enumerate(self.state.layers):
             if self.model.config.window(layer) is None:
                 larger = self._buffers(layer, capacity)
                 larger.write(
@@ -422,8 +439,7 @@ class Decoder:
                     buffers.values[:, :, : self.n_seen],
                     self.n_seen,
                 )
-                buffers = larger
-            self.state.layers.append(buffers)
+                self.state.layers[layer] = larger  # and the old ones go, before the next layer's
 
     @torch.no_grad()
     def __call__(self, token: int) -> Float[Tensor, " V"]:
@@ -459,9 +475,10 @@ class Decoder:
 
     def _replay(self) -> Tensor:
         """Run the recorded step; record it first if need be."""
-        if self._graph is None or self._logits is None:
-            self._graph, self._logits = self._record()
-        self._graph.replay()
+        with torch.cuda.device(self.model.device):  # streams are those of the current device
+            if self._graph is None or self._logits is None:
+                self._graph, self._logits = self._record()
+            self._graph.replay()
         return self._logits
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -475,6 +492,6 @@ class Decoder:
                 self.state.position.fill_(self.n_seen)
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=aside):
             logits = step(self.model, self.state)
         return graph, logits

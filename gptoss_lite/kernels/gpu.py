@@ -9,8 +9,11 @@ tensors on the CPU are taken, too, if the backend is forced. The tests use that.
 """
 
 import os
+import shutil
+import sysconfig
 from functools import lru_cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +28,10 @@ from gptoss_lite.mxfp4 import PackedExpertLinear
 from gptoss_lite.trace import wants
 
 OLDEST = (7, 5)  # compute capability: Turing, such as Colab's T4
+AMPERE = (8, 0)  # the first with units for bfloat16
 FEW = 4  # tokens up to which each reads its own experts and matrices
 WORTH_IT = 2**20  # weights of a matrix; below, a launch costs more than the product
-WIDEST_HEAD = 256  # larger tiles of keys would not fit a multiprocessor
+WIDEST_HEAD = 128  # larger tiles of keys would not fit a multiprocessor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -48,11 +52,27 @@ def missing() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "no CUDA device"
-    capability = torch.cuda.get_device_capability()
-    if capability < OLDEST:
-        had, needed = (".".join(map(str, version)) for version in (capability, OLDEST))
-        return f"this GPU (compute capability {had}) is too old: Triton needs {needed}"
-    return None
+    # Triton builds a small C library for its launches when the first kernel runs.
+    if not any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang"))):
+        return "there is no C compiler (gcc or clang), which Triton needs"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "Python's C headers, which Triton needs, are not installed"
+    reasons = [too_old(device) for device in range(torch.cuda.device_count())]
+    return reasons[0] if all(reasons) else None
+
+
+@lru_cache
+def capability_of(device: torch.device | int) -> tuple[int, int]:
+    """Return a GPU's compute capability; the newest there is, where the CPU plays the GPU."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (99, 0)
+
+
+def too_old(device: torch.device | int) -> str | None:
+    """Say why Triton has no code for a GPU, or None."""
+    if (capability := capability_of(device)) >= OLDEST:
+        return None
+    had, needed = (".".join(map(str, version)) for version in (capability, OLDEST))
+    return f"this GPU (compute capability {had}) is too old: Triton needs {needed}"
 
 
 def cannot_take(*tensors: Tensor | None) -> str | None:
@@ -63,9 +83,13 @@ def cannot_take(*tensors: Tensor | None) -> str | None:
         return f"the tensors are on {' and '.join(sorted(devices))}, not on a CUDA device"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return "gradients are needed, and it has no backward pass"
-    floating = [tensor.dtype for tensor in given if tensor.dtype != torch.uint8]
-    if odd := [dtype for dtype in floating if dtype.is_floating_point and dtype not in FLOATS]:
+    dtypes = {tensor.dtype for tensor in given}
+    if odd := [dtype for dtype in dtypes if dtype.is_floating_point and dtype not in FLOATS]:
         return f"it does not compute in {odd[0]}"
+    if (reason := too_old(given[0].device)) is not None:
+        return reason
+    if torch.bfloat16 in dtypes and capability_of(given[0].device) < AMPERE:
+        return "this GPU has no units for bfloat16: load the model with dtype=torch.float16"
     if any(tensor.numel() == 0 for tensor in given):
         return "there is nothing to compute"
     if torch.compiler.is_compiling():
@@ -202,8 +226,10 @@ def why_not_attend(
         return "it has no dropout"
     if not q.dtype == k.dtype == v.dtype:
         return f"q, k and v differ in dtype: {q.dtype}, {k.dtype} and {v.dtype}"
-    if q.shape[-1] > WIDEST_HEAD:
-        return f"a head of {q.shape[-1]} numbers is wider than {WIDEST_HEAD}"
+    is_small = q.element_size() == 4 and capability_of(q.device) < AMPERE
+    widest = WIDEST_HEAD // 2 if is_small else WIDEST_HEAD
+    if q.shape[-1] > widest:
+        return f"a head of {q.shape[-1]} numbers is wider than {widest}"
     if k.shape[2] < q.shape[2]:
         return "there are fewer keys than queries"
     if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:

@@ -301,9 +301,8 @@ def experts_too_small(
     act: Callable[[Tensor], Tensor],
 ) -> str | None:
     """Say why the plain version is as fast, or None."""
-    if not isinstance(up, PackedExpertLinear):
-        return None
-    return is_small(2 * up.blocks[0].numel(), up.blocks.device)
+    packed = isinstance(up, PackedExpertLinear)  # others are refused, but not for their size
+    return is_small(2 * up.blocks[0].numel() if packed else BIG_WEIGHTS, x.device)
 
 
 @apply_experts.backend(
