@@ -464,16 +464,34 @@ def test_progress_goes_to_stderr(
             "A model cannot compute in torch.int8. Use one of torch.float16, torch.bfloat16, "
             "torch.float32, torch.float64.",
         ),
+        (
+            {"dtype": "float32"},
+            CheckpointError,
+            "A model cannot compute in the text 'float32'. Give torch.float32.",
+        ),
+        (
+            {"dtype": "int4"},
+            CheckpointError,
+            "A model cannot compute in the text 'int4'. Use one of torch.float16, torch.bfloat16, ",
+        ),
         ({"device": "meta"}, BackendError, "device='meta' holds no weights. Use 'cpu' or 'cuda'."),
         ({"device": "abacus"}, BackendError, "device='abacus' cannot be used here: "),
         ({"device": "cuda:63"}, BackendError, "device='cuda:63' cannot be used here: "),
     ],
-    ids=["experts", "dtype", "meta", "no such device", "no such GPU"],
+    ids=[
+        "experts",
+        "dtype",
+        "dtype as text",
+        "no such dtype",
+        "meta",
+        "no such device",
+        "no such GPU",
+    ],
 )
 def test_options_that_cannot_be_met(
     options: dict[str, Any], kind: type[Exception], sentence: str, forms: dict[str, Path]
 ) -> None:
-    with pytest.raises(kind) as caught:
+    with hostile.without_type_checks(), pytest.raises(kind) as caught:
         gl.load(forms["sharded"], progress=False, **options)
     assert str(caught.value).startswith(sentence)
 
@@ -645,6 +663,29 @@ def test_saved_folders_generate_the_same_in_transformers(
     assert answer[0, 12:].tolist() == ours
 
 
+@pytest.mark.parametrize("original", [False, True], ids=["Hugging Face", "original"])
+def test_a_saved_model_stops_in_transformers(original: bool, tmp_path: Path) -> None:
+    """What ends a text is in generation_config.json: without it, an answer never stops."""
+    saved = gl.save_checkpoint(
+        gl.load("gpt-oss-nano", device="cpu", progress=False),
+        tmp_path / "original" if original else tmp_path / "saved",
+        original=original,
+    )
+    if original:  # the file may stand above original/, as in the published repositories
+        (saved / "generation_config.json").rename(tmp_path / "generation_config.json")
+        again = gl.load(saved, device="cpu", progress=False)
+        saved = gl.save_checkpoint(again, tmp_path / "saved")
+    prompt = gl.load_tokenizer("gpt-oss-nano").render([{"role": "user", "content": "27 + 46?"}])
+    ids = torch.tensor([prompt])
+    other = theirs_decoded(saved)
+    answer = other.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=120
+    )
+    new = answer[0, len(prompt) :].tolist()
+    assert len(new) < 120
+    assert new[-1] in gl.load_tokenizer("gpt-oss-nano").stop_ids
+
+
 # --- saving: whatever happens, no half checkpoint ------------------------------------------------
 
 
@@ -687,9 +728,14 @@ def test_not_onto_a_file(model: Transformer, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         gl.save_checkpoint(model, tmp_path / "file", overwrite=True)
     assert str(caught.value) == (
-        f"Could not write {tmp_path / 'file'}: File exists. Nothing was changed; choose another."
+        f"Could not write {tmp_path / 'file'}: File exists. Nothing was changed; name a new folder."
     )
     assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_not_where_no_folder_can_be(model: Transformer, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"File name too long\. Nothing was changed; name a"):
+        gl.save_checkpoint(model, tmp_path / ("x" * 5_000))
 
 
 def test_into_a_new_or_empty_folder(model: Transformer, tmp_path: Path) -> None:
@@ -724,6 +770,32 @@ def test_overwriting_keeps_the_other_files(model: Transformer, earlier: Path) ->
         "original/notes.txt",
     }
     assert load(earlier).config == model.config
+
+
+def test_what_ends_a_text_is_replaced_along_with_the_model(
+    model: Transformer, earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (earlier / "generation_config.json").write_text("earlier")
+    gl.save_checkpoint(model, earlier, overwrite=True)  # a model that was never loaded has none
+    assert (earlier / "generation_config.json").read_text() == "earlier"
+    model.source = tmp_path / "source"
+    model.source.mkdir()
+    (model.source / "generation_config.json").write_text("later")
+    before = contents(earlier)
+    rename = Path.rename
+
+    def fail_last(self: Path, target: Path) -> Path:
+        if self.parent.name == "new" and self.name == "config.json":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail_last)
+        with pytest.raises(CheckpointError):
+            gl.save_checkpoint(model, earlier, overwrite=True)
+    assert contents(earlier) == before
+    gl.save_checkpoint(model, earlier, overwrite=True)
+    assert (earlier / "generation_config.json").read_text() == "later"
 
 
 def test_through_a_link(model: Transformer, earlier: Path, tmp_path: Path) -> None:
@@ -793,7 +865,7 @@ def test_failure_while_files_are_exchanged(
     with pytest.raises(CheckpointError) as caught:
         gl.save_checkpoint(model, earlier, overwrite=True)
     assert str(caught.value) == (
-        f"Could not write {earlier}: Permission denied. Nothing was changed; choose another."
+        f"Could not write {earlier}: Permission denied. Nothing was changed; name a new folder."
     )
     assert contents(earlier.parent) == before
 
