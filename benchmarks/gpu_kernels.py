@@ -23,6 +23,7 @@ from torch import Tensor
 from gptoss_lite import PRESETS, KVCache, Transformer, use_backend
 from gptoss_lite.checkpoint import place
 from gptoss_lite.config import ModelConfig
+from gptoss_lite.generate import PREFILL_CHUNK
 from gptoss_lite.kernels import decode, gpu
 from gptoss_lite.linear import linear
 from gptoss_lite.moe import ExpertLinear, MixtureOfExperts, apply_experts
@@ -61,7 +62,10 @@ def random_model(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Tr
 
 
 def seconds(run: Callable[[int], object], repeats: int = 50) -> float:
-    """Return the median time of run(i), by the device's clock, after a warm-up."""
+    """Return the median time of run(i), by the device's clock, after a warm-up.
+
+    It includes the launch from Python: for what takes milliseconds.
+    """
     for i in range(5):
         run(i)
     times = []
@@ -73,6 +77,24 @@ def seconds(run: Callable[[int], object], repeats: int = 50) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     return median(times)
+
+
+def kernel_seconds(run: Callable[[int], object], n_layers: int) -> float:
+    """Return the mean time of run(0) ... run(n_layers - 1), recorded as one CUDA graph.
+
+    A launch from Python takes longer than a small kernel, a recorded one does not.
+    """
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for i in range(n_layers):
+            run(i)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=aside):
+        for i in range(n_layers):
+            run(i)
+    return seconds(lambda i: graph.replay()) / n_layers
 
 
 def copy_bandwidth() -> float:
@@ -89,7 +111,7 @@ def kernel_rates(model: Transformer) -> dict[str, float]:
     rates = {}
 
     def one(i: int) -> MixtureOfExperts:
-        ffn = blocks[i % len(blocks)].ffn
+        ffn = blocks[i].ffn
         assert isinstance(ffn, MixtureOfExperts)
         return ffn
 
@@ -102,33 +124,38 @@ def kernel_rates(model: Transformer) -> dict[str, float]:
         return apply_experts(x, weights, ids, ffn.up, ffn.down, ffn.activation)
 
     held = sum(t.nbytes for part in (one(0).up, one(0).down) for t in part.buffers())  # pyright: ignore
-    rates["experts, one token"] = held * n_active / n_experts / seconds(moe)
+    rates["experts, one token"] = held * n_active / n_experts / kernel_seconds(moe, len(blocks))
     for name in ("q", "k", "o"):
         layers = [getattr(block.attn, name) for block in blocks]
         vector = torch.randn(1, layers[0].weight.shape[1], device=DEVICE, dtype=torch.bfloat16)
         for way in ("triton", "plain"):
             function = gpu.linear_triton if way == "triton" else linear.plain
-            spent = seconds(
-                lambda i, f=function, m=layers, v=vector: f(
-                    v, m[i % len(m)].weight, m[i % len(m)].bias
-                )
+            spent = kernel_seconds(
+                lambda i, f=function, m=layers, v=vector: f(v, m[i].weight, m[i].bias), len(layers)
             )
             rates[f"{name}, {way}"] = layers[0].weight.nbytes / spent
     head = model.unembed.weight
-    rates["unembedding, triton"] = head.nbytes / seconds(lambda i: gpu.linear_triton(x, head, None))
-    rates["unembedding, plain"] = head.nbytes / seconds(lambda i: linear.plain(x, head, None))
+    for way, function in (("triton", gpu.linear_triton), ("plain", linear.plain)):
+        spent = kernel_seconds(lambda i, f=function: f(x, head, None), 1)
+        rates[f"unembedding, {way}"] = head.nbytes / spent
     return rates
+
+
+def read(model: Transformer, text: Tensor) -> tuple[KVCache, float]:
+    """Read a text as `generate` does; return what it leaves, and the seconds it took."""
+    cache, start = KVCache(model.config), time.perf_counter()
+    for chunk in text.split(PREFILL_CHUNK, dim=1):
+        model.hidden(chunk, cache)
+    torch.cuda.synchronize()
+    return cache, time.perf_counter() - start
 
 
 @torch.no_grad()
 def decoding(model: Transformer, context: int) -> dict[str, float]:
     """Return tokens per second, one sequence, without sampling: recorded, and step by step."""
     text = torch.randint(1_000, (1, context), device=DEVICE)
-    cache, start = KVCache(model.config), time.perf_counter()
-    for chunk in text.split(512, dim=1):
-        model.hidden(chunk, cache)
-    torch.cuda.synchronize()
-    prefill = time.perf_counter() - start
+    read(model, text)  # the first time compiles kernels
+    cache, prefill = read(model, text)
     decoder = decode.Decoder(model, cache)
     recorded = seconds(lambda i: decoder(i), 40)
     loose = seconds(lambda i: model(text[:, i : i + 1], cache), 20)
