@@ -16,7 +16,7 @@ import torch
 
 from gptoss_lite import account, bench, hub, parallel, parity, recording
 from gptoss_lite.cache import KVCache
-from gptoss_lite.checkpoint import check_tensors, load, save_checkpoint
+from gptoss_lite.checkpoint import WORK_PREFIX, check_tensors, load, save_checkpoint
 from gptoss_lite.config import ModelConfig
 from gptoss_lite.dispatch import use_backend
 from gptoss_lite.errors import (
@@ -35,8 +35,9 @@ from gptoss_lite.synthetic import ensure_synthetic, is_synthetic, write_syntheti
 from gptoss_lite.tokenizer import Tokenizer, load_tokenizer
 
 DEFAULT_MODEL = "gpt-oss-nano"
-TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template*")
 CHECKED = 2**24  # numbers looked at together by `verify`
+PAST = 8  # tokens that `verify` reads beyond a window
 MAX_SLACK = 4_096  # tokens of a reply that `chat` can take back from its cache; 0.1 GB for the 20b
 SMALL = 100_000_000  # parameters; below this, threads wait for each other longer than they work
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -154,7 +155,8 @@ def _verify(args: argparse.Namespace) -> None:
         if not sound:
             raise CheckpointError(f"{name} holds values that are not finite. Download it again.")
     print("values: all finite, no scale byte is 255")
-    tokens = torch.arange(min(8, config.vocab_size), device=model.device)[None]
+    length = min((config.sliding_window or 0) + PAST, config.context)
+    tokens = torch.arange(length, device=model.device)[None] % config.vocab_size
     with torch.no_grad():
         logits = model(tokens).float()
     if not torch.isfinite(logits).all():
@@ -203,12 +205,31 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    _require_new(args.folder)
     model = load(args.source, device="cpu", progress=sys.stderr.isatty())
     folder = save_checkpoint(model, args.folder, original=args.layout == "original")
     with suppress(CheckpointError, TokenizerError):
-        tokenizer = hub.find(args.source, want="tokenizer") / TOKENIZER_NAME
-        shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
+        beside = hub.find(args.source, want="tokenizer")
+        for path in (path for name in TOKENIZER_FILES for path in beside.glob(name)):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def _require_new(folder: Path) -> None:
+    """Refuse a folder that `save_checkpoint` would refuse, before a large model is loaded."""
+    try:
+        held = [path for path in folder.iterdir() if not path.name.startswith(WORK_PREFIX)]
+    except FileNotFoundError:
+        return
+    except OSError as problem:
+        raise CheckpointError(
+            f"{folder} cannot be written to: {problem.strerror}. Name a new folder."
+        ) from None
+    if held:
+        raise CheckpointError(
+            f"{folder} is not empty: it holds {held[0].name}. Name a new folder, or empty it."
+        )
 
 
 def _trace(args: argparse.Namespace) -> None:

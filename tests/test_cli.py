@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,48 @@ def test_convert_there_and_back(capsys, tmp_path):
     there, back = tmp_path / "nano" / "original", tmp_path / "back"
     status, text, _ = run(capsys, "convert", "gpt-oss-nano", there, "--layout", "original")
     assert status == 0
-    assert text.endswith("config.json, dtypes.json, model.safetensors, tokenizer.json\n")
+    assert text.endswith(
+        "config.json, dtypes.json, generation_config.json, model.safetensors, tokenizer.json\n"
+    )
     assert run(capsys, "convert", there, back)[0] == 0
     name = "model.safetensors"
     bundled = hub.find("gpt-oss-nano", want="weights")
     assert (back / name).read_bytes() == (bundled / name).read_bytes()
-    assert (back / "tokenizer.json").read_bytes() == (bundled / "tokenizer.json").read_bytes()
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (back / name).read_bytes() == (bundled / name).read_bytes()
+
+
+def test_convert_takes_all_of_a_tokenizer_along(capsys, folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    names = {"tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
+    for name in names:
+        (source / name).write_text(name)
+    (source / "README.md").write_text("about the source only")
+    status, _, _ = run(capsys, "convert", source, tmp_path / "new")
+    assert status == 0
+    new = {path.name for path in (tmp_path / "new").iterdir()}
+    assert new == {path.name for path in source.iterdir()} - {"README.md"}
+    assert all((tmp_path / "new" / name).read_text() == name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("file", "cannot be written to: Not a directory. Name a new folder."),
+        ("file/below", "cannot be written to: Not a directory. Name a new folder."),
+        ("x" * 5_000, "cannot be written to: File name too long. Name a new folder."),
+        ("full", "is not empty: it holds mine.txt. Name a new folder, or empty it."),
+    ],
+    ids=["file", "below a file", "long name", "folder with a file"],
+)
+def test_convert_looks_where_to_first(capsys, monkeypatch, tmp_path, target, sentence):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    monkeypatch.setattr(cli, "load", None)  # nothing is loaded
+    status, _, errors = run(capsys, "convert", "gpt-oss-nano", tmp_path / target)
+    assert (status, errors) == (2, f"gptoss-lite: {tmp_path / target} {sentence}\n")
 
 
 def test_convert_keeps_what_is_there(capsys, tmp_path):
@@ -139,6 +176,8 @@ def test_verify_accepts_a_sound_checkpoint(capsys, folder):
     status, text, _ = run(capsys, "verify", folder)
     assert status == 0
     assert text.endswith("tiny is sound.\n")
+    window = GPT_OSS_NANO.sliding_window
+    assert f"forward pass: [1, {window + 8}, 2048] logits" in text  # so that some keys are hidden
 
 
 @pytest.mark.parametrize("kind", ["float", "scale"])
