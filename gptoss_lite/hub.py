@@ -32,6 +32,7 @@ from gptoss_lite.errors import CheckpointError, TokenizerError
 Want = Literal["weights", "tokenizer", "config"]
 
 BUNDLED = "gpt-oss-nano"
+LONGEST_NAME = 80  # of a source that is repeated in an error
 OFFLINE_CHOICE = f'Without a network, use the bundled model "{BUNDLED}".'
 
 
@@ -62,6 +63,8 @@ FILES: dict[Want, tuple[str, ...]] = {
         "config.json",
         "generation_config.json",
         "tokenizer*.json",
+        "special_tokens_map.json",
+        "chat_template*",
     ),
     "tokenizer": ("tokenizer*.json",),
     "config": ("config.json", "generation_config.json"),
@@ -106,14 +109,34 @@ def find(source: str | os.PathLike[str], *, want: Want = "weights", progress: bo
         return _in_folder(data / "data" / BUNDLED, want)
     if isinstance(source, str) and source in REPOS:
         return _download(REPOS[source].id, want, progress)
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return _in_folder(folder, want)
-    if folder.exists():
+    if source == "":  # as a path, it would be the current folder
+        raise CheckpointError(
+            f'"" is no model: use {", ".join((BUNDLED, *REPOS))}, a folder ("." is the current '
+            'one), or a hub id like "openai/gpt-oss-20b".'
+        )
+    try:
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return _in_folder(folder, want)
+        is_file = folder.exists()
+    except (TypeError, RuntimeError) as problem:  # no path at all; no such user for ~
+        raise CheckpointError(
+            f"{_shortened(source)} names no folder: {_first_line(problem)}. {OFFLINE_CHOICE}"
+        ) from None
+    except OSError as problem:
+        raise CheckpointError(
+            f"{_shortened(source)} cannot be looked up: {problem.strerror}. {OFFLINE_CHOICE}"
+        ) from None
+    if is_file:
         raise CheckpointError(f"{folder} is a file: give the folder that holds it.")
     if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return _download(source, want, progress)
     raise CheckpointError(_unknown(source, folder))
+
+
+def _shortened(source: object) -> str:
+    text = repr(str(source)) if isinstance(source, str | os.PathLike) else repr(source)
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}...'"
 
 
 def _unknown(source: str | os.PathLike[str], folder: Path) -> str:

@@ -18,6 +18,7 @@ from huggingface_hub import constants, file_download
 from gptoss_lite import hub
 from gptoss_lite.errors import CheckpointError, TokenizerError
 from gptoss_lite.presets import PRESETS
+from tests.hostile import without_type_checks
 
 OFFLINE = 'Without a network, use the bundled model "gpt-oss-nano".'
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -35,6 +36,7 @@ FILES = {
     "model.safetensors.index.json": b'{"weight_map": {}}',
     "tokenizer.json": b'{"tokens": 1}',
     "tokenizer_config.json": b"{}",
+    "chat_template.jinja": b"{{ messages }}",
     "README.md": b"# tiny",
     "pytorch_model.bin": b"pickle",
     "original/model.safetensors": content("original", 5000),
@@ -333,6 +335,42 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch()
     assert sentence_of(path) == f"{path} is a file: give the folder that holds it."
+
+
+def test_no_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    assert sentence_of("") == (
+        f'"" is no model: use {", ".join((hub.BUNDLED, *hub.REPOS))}, a folder ("." is the current '
+        'one), or a hub id like "openai/gpt-oss-20b".'
+    )
+    assert hub.find(".") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x" * 5_000, f"'{'x' * 79}...' cannot be looked up: File name too long."),
+        (Path("y" * 5_000), f"'{'y' * 79}...' cannot be looked up: File name too long."),
+        ("~nosuchuser/x", "'~nosuchuser/x' names no folder: Could not determine home directory."),
+        (20, "20 names no folder: expected str, bytes or os.PathLike object, not int."),
+        (None, "None names no folder: expected str, bytes or os.PathLike object, not NoneType."),
+    ],
+    ids=["long text", "long path", "no such user", "number", "nothing"],
+)
+def test_what_cannot_be_a_place(source: Any, message: str) -> None:
+    with without_type_checks():
+        assert sentence_of(source) == f"{message} {OFFLINE}"
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    place = str(tmp_path)[:20]
+    assert sentence_of(tmp_path).startswith(f"'{place}")
+    assert sentence_of(tmp_path).endswith(f" cannot be looked up: Permission denied. {OFFLINE}")
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
