@@ -1,7 +1,7 @@
 """Mixture of experts: a router picks a few feed-forward networks for each token."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,8 @@ def route(
 class Experts(Protocol):
     """What an expert layer offers, whether its matrices are dense or packed."""
 
-    bias: nn.Parameter | None
+    if TYPE_CHECKING:  # isinstance does not see a module's parameters from Python 3.12 on
+        bias: nn.Parameter | None
 
     def matrices(self, dtype: torch.dtype) -> Sequence[Tensor]:
         """Return the [out, in] matrix of each expert."""
