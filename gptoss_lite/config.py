@@ -224,6 +224,20 @@ class ModelConfig:
         return "qwen3_moe" if self.qk_norm else "gpt_oss"
 
 
+def require_config(value: object) -> ModelConfig:
+    """Return a config, and say of anything else where to get one.
+
+    Raises:
+        ConfigError: the name of a model, or whatever else is no config.
+    """
+    if isinstance(value, ModelConfig):
+        return value
+    raise ConfigError(
+        f"A ModelConfig is needed, got {str(value)[:40]!r} of type {type(value).__name__}. "
+        "Give one of gptoss_lite.PRESETS, a rung's `.config` or a model's `.config`."
+    )
+
+
 def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gptoss_lite import account
-from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig
+from gptoss_lite.config import ModelConfig, MoEConfig, YarnConfig, require_config
+from gptoss_lite.errors import ConfigError
 from gptoss_lite.presets import GPT_OSS_20B, PRESETS
 
 
@@ -83,6 +84,9 @@ def show_step(a: Rung | ModelConfig, b: Rung | ModelConfig) -> None:
         a: the rung or config before.
         b: the rung or config after.
 
+    Raises:
+        ConfigError: something else, such as a rung's name.
+
     Example:
         >>> show_step(LADDER[7], LADDER[8])  # doctest: +ELLIPSIS
         sliding window (chapter 08, Child et al. 2019)
@@ -90,7 +94,7 @@ def show_step(a: Rung | ModelConfig, b: Rung | ModelConfig) -> None:
           layer_pattern        'F' -> 'SF'
         ...
     """
-    before, after = (x.config if isinstance(x, Rung) else x for x in (a, b))
+    before, after = (x.config if isinstance(x, Rung) else require_config(x) for x in (a, b))
     if isinstance(b, Rung):
         print(f"{b.name} (chapter {b.chapter}, {b.paper})")
     names = changed_fields(before, after)
@@ -113,6 +117,9 @@ def show_ledger(*names: str) -> None:
     Args:
         names: of presets; none means GPT-2 XL, both gpt-oss and Qwen3-30B-A3B.
 
+    Raises:
+        ConfigError: a name that no preset has.
+
     Example:
         >>> show_ledger("gpt-oss-20b")
                                            gpt-oss-20b
@@ -127,6 +134,8 @@ def show_ledger(*names: str) -> None:
         GiB is 2**30 bytes. The KV cache is in bfloat16. GFLOP is 10**9, a multiply-add counts two.
     """
     names = names or LEDGER_MODELS
+    if unknown := [name for name in names if name not in list(PRESETS)]:
+        raise ConfigError(f"There is no preset {unknown[0]!r}. Use one of {', '.join(PRESETS)}.")
     print(f"{'':<30}" + "".join(f"{name:>16}" for name in names))
     for label, count in _LEDGER.items():
         values = (count(PRESETS[name]) for name in names)

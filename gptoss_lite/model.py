@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gptoss_lite.attention import Attention
 from gptoss_lite.cache import FullCache, KVCache, SlidingCache
-from gptoss_lite.config import ModelConfig
+from gptoss_lite.config import ModelConfig, require_config
 from gptoss_lite.dispatch import Op
 from gptoss_lite.errors import ShapeError
 from gptoss_lite.ffn import FeedForward
@@ -72,7 +72,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = require_config(config)
         self.source: Path | None = None  # the folder it was loaded from
         self.n_ranks = 1  # processes that share its weights, see `parallel`
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
@@ -132,10 +132,10 @@ class Transformer(nn.Module):
 
     def check(self, tokens: Tensor) -> None:
         """Raise ShapeError for what are not token ids of this model, [B, T]."""
-        if tokens.ndim != 2 or tokens.is_floating_point():
+        if getattr(tokens, "dtype", None) not in (torch.int64, torch.int32) or tokens.ndim != 2:
             raise ShapeError(
-                f"tokens must be integers of shape [batch, length], got {tokens.dtype} "
-                f"{list(tokens.shape)}. Wrap one sequence as torch.tensor([ids])."
+                "tokens must be int64 or int32 of shape [batch, length], got "
+                f"{_told(tokens)}. Wrap one sequence as torch.tensor([ids])."
             )
         if tokens.numel() == 0:
             raise ShapeError("There are no tokens to read: give at least one.")
@@ -152,3 +152,9 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         """Where the blocks are, and so where tokens must be."""
         return self.norm.weight.device
+
+
+def _told(value: object) -> str:
+    """Say in an error what was given in place of token ids."""
+    is_tensor = isinstance(value, Tensor)
+    return f"{value.dtype} {list(value.shape)}" if is_tensor else f"a {type(value).__name__}"

@@ -25,6 +25,7 @@ _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 VALUES = torch.tensor([*_POSITIVE, *(-v for v in _POSITIVE)], device="cpu")
 _MIDPOINTS = (VALUES[1:8] + VALUES[:7]) / 2
 _LARGEST_EXPONENT = 2  # 6 = 1.5 * 2 ** 2
+DECODED_DTYPES = (torch.bfloat16, torch.float32, torch.float64, torch.float16)
 
 
 @lru_cache
@@ -59,13 +60,14 @@ def dequantize(
     Args:
         blocks: code bytes, 16 for each block of 32 weights; [..., rows, in / 32, 16].
         scales: one scale byte for each block; byte 255 makes its whole block NaN.
-        dtype: floating type of the result.
+        dtype: of the result: bfloat16, float32, float64 or float16.
 
     Returns:
         The weights, [..., rows, in].
 
     Raises:
-        ShapeError: blocks and scales that do not belong together, or are not bytes.
+        ShapeError: blocks and scales that do not belong together or are not bytes, or another
+            dtype.
 
     Example:
         >>> blocks = torch.zeros(1, 1, 16, dtype=torch.uint8)
@@ -74,6 +76,11 @@ def dequantize(
         [1.0, 2.0, 12.0, -12.0]
     """
     check_packed(blocks, scales)
+    if dtype not in DECODED_DTYPES:
+        raise ShapeError(
+            f"MXFP4 weights are not decoded to {dtype}, which cannot hold them. "
+            f"Use one of {', '.join(map(str, DECODED_DTYPES))}."
+        )
     # float16 cannot hold the extreme scales, so there the product is rounded once, at the end.
     work = torch.float32 if dtype == torch.float16 else dtype
     weights = byte_table(work, blocks.device)[blocks.int()]  # [.. G 16 2]

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from gptoss_lite import LADDER, PRESETS, Transformer, account, ladder, show_step
+from gptoss_lite.errors import ConfigError
 from gptoss_lite.ladder import acting_code, changed_fields
+from tests.hostile import without_type_checks
 
 SIZES = {
     "vocab_size",
@@ -91,6 +93,15 @@ def test_show_step_takes_configs(capsys):
     text = capsys.readouterr().out
     assert "n_layers             24 -> 36" in text
     assert "20,914,757,184 ->    116,829,156,672  +458.6%" in text
+
+
+def test_show_step_takes_no_names(capsys):
+    message = "A ModelConfig is needed, got 'GPT-2' of type str. Give one of gptoss_lite.PRESETS"
+    with without_type_checks(), pytest.raises(ConfigError, match=message):
+        show_step("GPT-2", LADDER[2])
+    with without_type_checks(), pytest.raises(ConfigError, match="got 'RoPE' of type str"):
+        show_step(LADDER[1], "RoPE")
+    assert capsys.readouterr().out == ""
 
 
 def test_every_field_that_the_model_reads_is_found():

@@ -1,7 +1,10 @@
 """The ledger row of every chapter, against numbers that were worked out by hand."""
 
+import re
+
 import pytest
 
+from gptoss_lite.errors import ConfigError
 from gptoss_lite.ladder import show_ledger
 
 # gpt2-xl, gpt-oss-20b, gpt-oss-120b, qwen3-30b-a3b
@@ -38,3 +41,10 @@ def test_the_models_can_be_chosen(capsys: pytest.CaptureFixture[str]):
     assert out.splitlines()[0].split() == ["gpt-oss-20b", "gpt2"]
     assert "gpt2 reads at most" in out
     assert "gpt-oss-20b reads" not in out
+
+
+def test_a_model_that_is_no_preset_is_refused_before_anything_is_printed(capsys):
+    message = "There is no preset 'nope'. Use one of gpt2, gpt2-medium, "
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        show_ledger("gpt2", "nope")
+    assert capsys.readouterr().out == ""

@@ -1,4 +1,5 @@
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_lite import KVCache, ModelConfig, Transformer, mxfp4
-from gptoss_lite.errors import ShapeError
+from gptoss_lite.errors import ConfigError, ShapeError
 from gptoss_lite.model import INIT_STD
 from tests.hostile import (
     GPT2,
@@ -210,17 +211,37 @@ def test_each_step_of_training_lowers_the_loss_on_what_it_saw() -> None:
 MISTAKES = {
     "one sequence without a batch": (
         torch.zeros(5, dtype=torch.long),
-        "tokens must be integers of shape [batch, length], got torch.int64 [5]. "
+        "tokens must be int64 or int32 of shape [batch, length], got torch.int64 [5]. "
         "Wrap one sequence as torch.tensor([ids]).",
     ),
     "one axis too many": (
         torch.zeros(1, 2, 3, dtype=torch.long),
-        "tokens must be integers of shape [batch, length], got torch.int64 [1, 2, 3]. "
+        "tokens must be int64 or int32 of shape [batch, length], got torch.int64 [1, 2, 3]. "
         "Wrap one sequence as torch.tensor([ids]).",
     ),
     "embeddings instead of ids": (
         torch.zeros(2, 3),
-        "tokens must be integers of shape [batch, length], got torch.float32 [2, 3]. "
+        "tokens must be int64 or int32 of shape [batch, length], got torch.float32 [2, 3]. "
+        "Wrap one sequence as torch.tensor([ids]).",
+    ),
+    "a list": (
+        [[1, 2]],
+        "tokens must be int64 or int32 of shape [batch, length], got a list. "
+        "Wrap one sequence as torch.tensor([ids]).",
+    ),
+    "no numbers": (
+        torch.zeros(2, 3, dtype=torch.bool),
+        "tokens must be int64 or int32 of shape [batch, length], got torch.bool [2, 3]. "
+        "Wrap one sequence as torch.tensor([ids]).",
+    ),
+    "bytes": (
+        torch.zeros(2, 3, dtype=torch.uint8),
+        "tokens must be int64 or int32 of shape [batch, length], got torch.uint8 [2, 3]. "
+        "Wrap one sequence as torch.tensor([ids]).",
+    ),
+    "complex numbers": (
+        torch.zeros(2, 3, dtype=torch.complex64),
+        "tokens must be int64 or int32 of shape [batch, length], got torch.complex64 [2, 3]. "
         "Wrap one sequence as torch.tensor([ids]).",
     ),
     "no tokens": (
@@ -248,8 +269,24 @@ MISTAKES = {
 def test_tokens_that_cannot_be_read_are_refused(mistake: str) -> None:
     ids, message = MISTAKES[mistake]
     with without_type_checks(), pytest.raises(ShapeError) as problem:
-        MODELS["gpt_oss"](ids)
+        MODELS["gpt_oss"].check(ids)
     assert str(problem.value) == message
+    if isinstance(ids, torch.Tensor):
+        with without_type_checks(), pytest.raises(ShapeError, match=re.escape(message)):
+            MODELS["gpt_oss"](ids)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [("gpt2", "'gpt2' of type str"), (None, "'None' of type NoneType"), ({}, "'{}' of type dict")],
+)
+def test_what_is_no_config_is_refused(value: object, got: str) -> None:
+    with without_type_checks(), pytest.raises(ConfigError) as problem:
+        Transformer(value)
+    assert str(problem.value) == (
+        f"A ModelConfig is needed, got {got}. Give one of gptoss_lite.PRESETS, a rung's `.config` "
+        "or a model's `.config`."
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])

@@ -172,6 +172,17 @@ WRONG_PACKED = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_numbers_that_cannot_hold_the_weights_are_refused(dtype: torch.dtype) -> None:
+    blocks, scales = torch.full((2, 3, 16), 0x21, dtype=torch.uint8), torch.full((2, 3), 127)
+    with pytest.raises(ShapeError) as problem:
+        dequantize(blocks, scales.to(torch.uint8), dtype)
+    assert str(problem.value) == (
+        f"MXFP4 weights are not decoded to {dtype}, which cannot hold them. Use one of "
+        "torch.bfloat16, torch.float32, torch.float64, torch.float16."
+    )
+
+
 @pytest.mark.parametrize("case", WRONG_PACKED)
 def test_bytes_that_do_not_belong_together_are_refused(backend: str, case: str) -> None:
     blocks, scales, message = WRONG_PACKED[case]
