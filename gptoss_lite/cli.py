@@ -56,6 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if parallel.is_first():
             print(f"gptoss-lite: {problem}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError as problem:
+        reason = str(problem).partition(". GPU ")[0]
+        print(
+            f"gptoss-lite: {reason}. Give a shorter text, ask for fewer tokens, pass "
+            "--offload-embedding, or close other programs.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("\ngptoss-lite: stopped.", file=sys.stderr)
         return 130

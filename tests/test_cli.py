@@ -315,6 +315,21 @@ def test_help_shows_an_example(capsys, command):
     assert f"example:\n  gptoss-lite {command}" in capsys.readouterr().out
 
 
+def test_a_full_gpu_is_one_sentence(capsys, monkeypatch, folder):
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.16 GiB. GPU 0 has a total capacity of 14.74 "
+            "GiB of which 1.92 GiB is free. Including non-PyTorch memory, this process has ..."
+        )
+
+    monkeypatch.setattr(cli, "load", full)
+    assert cli.main(["generate", "hi", "--model", str(folder)]) == 2
+    assert capsys.readouterr().err == (
+        "gptoss-lite: CUDA out of memory. Tried to allocate 2.16 GiB. Give a shorter text, ask for "
+        "fewer tokens, pass --offload-embedding, or close other programs.\n"
+    )
+
+
 def test_interrupt_ends_quietly(capsys, monkeypatch, folder):
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
