@@ -7,7 +7,9 @@ sink logits follows every sink mass, at T values a head instead of T * T.
 import datetime
 import importlib.resources
 import json
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,11 +52,21 @@ class Recording:
     about: dict[str, Any]
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, `about` as JSON in its metadata; atomic."""
+        """Write one safetensors file, `about` as JSON in its metadata; atomic.
+
+        Raises:
+            CheckpointError: a path that cannot be written; nothing is left there.
+        """
         path = Path(path)
+        check_path(path)
         part = path.with_name(path.name + ".part")
-        save_file(self.arrays, part, metadata={"about": json.dumps(self.about)})
-        return part.replace(path)
+        try:
+            save_file(self.arrays, part, metadata={"about": json.dumps(self.about)})
+            return part.replace(path)
+        except (OSError, SafetensorError) as problem:
+            with suppress(OSError):
+                part.unlink()
+            raise CheckpointError(f"{path} cannot be written: {problem}.") from None
 
     def lean(self) -> "Recording":
         """Leave out what takes much room: the router's logits, and masses that follow from lse."""
@@ -84,6 +96,25 @@ class Recording:
                 f"{path} has schema {about.get('schema')}, not {SCHEMA}. Record it again."
             )
         return cls(arrays, about)
+
+
+def check_path(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work that is to fill it.
+
+    Raises:
+        CheckpointError: a folder, a device, or a folder around it that is absent or read-only.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a device would be replaced, not written to
+            kind = "a folder" if path.is_dir() else "no plain file"
+            raise CheckpointError(f"{path} is {kind}: name a file to write.")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as problem:
+        raise CheckpointError(
+            f"{path} cannot be written: {problem.strerror}. Name a file in a folder that exists "
+            "and can be written to."
+        ) from None
 
 
 def example(name: str = "add") -> Recording:
@@ -132,7 +163,7 @@ def record(
 
     Raises:
         ShapeError: a model without sinks or without experts, or shared by several processes; no
-            tokens, or a prompt longer than the text.
+            tokens, or a prompt longer than the text; numbers that are not finite.
     """
     if not 0 <= n_prompt <= len(ids):
         raise ShapeError(f"n_prompt={n_prompt} is not within this text of {len(ids)} tokens.")
@@ -146,7 +177,14 @@ def record(
     tokens = torch.tensor([list(ids)], device=model.device)
     names = ["sink_mass", "router_logits", "expert_ids", "expert_weights", *["resid"] * lens]
     with torch.no_grad(), trace(model, *names) as t:
-        model.hidden(tokens)
+        hidden = model.hidden(tokens)
+    with torch.no_grad():
+        last = model.unembed(hidden[:, -1:])
+    if not (torch.isfinite(hidden).all() and torch.isfinite(last).all()):
+        raise ShapeError(
+            "The model's numbers are not finite: its weights are damaged, or float16 overflowed. "
+            "Run `gptoss-lite verify` on the checkpoint, or load it with dtype=torch.float32."
+        )
     learned = [block.attn.sinks for block in model.blocks if block.attn.sinks is not None]
     sink = torch.stack([sinks.detach().float().cpu() for sinks in learned])
     sink_mass = torch.cat(t.per_layer("sink_mass"))  # [L H T]

@@ -1,5 +1,10 @@
 """Recordings and the figures drawn from them."""
 
+import copy
+import errno
+import os
+from pathlib import Path
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,6 +84,41 @@ def test_saved_file_reads_back(run, tmp_path):
     assert set(again.arrays) == set(run.arrays)
     for name, array in run.arrays.items():
         np.testing.assert_array_equal(again.arrays[name], array)
+
+
+def test_a_path_that_cannot_be_written_is_told_and_nothing_is_left(run, tmp_path, monkeypatch):
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.write_text("mine")
+    os.mkfifo(pipe)
+    for path, message in (
+        (tmp_path / "no" / "run", r"no.run cannot be written: No such file .* Name a file in a fo"),
+        (file / "run", "run cannot be written: Not a directory"),
+        (tmp_path / ("x" * 300), "x cannot be written: File name too long"),
+        (tmp_path, "is a folder: name a file to write"),
+        ("", r"^\. is a folder: name a file to write"),
+        (pipe, "is no plain file: name a file to write"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            run.save(path)
+        assert sorted(tmp_path.iterdir()) == [file, pipe]
+    assert pipe.is_fifo()
+
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(CheckpointError, match=r"file cannot be written: .*No space left"):
+        run.save(file)
+    assert sorted(tmp_path.iterdir()) == [file, pipe]
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("damaged", ["norm.weight", "unembed.weight", "blocks.1.attn.o.weight"])
+def test_a_broken_model_is_not_recorded(model, damaged):
+    broken = copy.deepcopy(model)
+    broken.state_dict()[damaged].flatten()[3] = torch.nan
+    with pytest.raises(ShapeError, match="numbers are not finite: its weights are damaged"):
+        record(broken, load_tokenizer("gpt-oss-nano"), IDS)
 
 
 def test_other_files_are_no_recordings(run, tmp_path):
