@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -226,7 +227,11 @@ def test_the_offload_view_counts_what_the_cache_counts(recording: Recording):
     view = offload(recording)
     ids = recording.arrays["expert_idx"]
     E, A = view.n_experts, view.n_active
-    assert (view.first, view.expert_bytes) == (37, account.expert_bytes(hostile.GPT_OSS))
+    assert (view.first, view.answer, view.expert_bytes) == (
+        0,
+        37,
+        account.expert_bytes(hostile.GPT_OSS),
+    )
     for slots in range(A, E + 1):
         view.slots = slots
         misses = A - simulated(ids, slots)
@@ -286,16 +291,48 @@ def test_offload_s_settings_are_checked(recording: Recording):
     with pytest.raises(ShapeError, match="does not say how large an expert is"):
         offload(Recording(recording.arrays, about))
     whole = {**recording.about, "n_prompt": 75}  # nothing was answered: the whole text counts
-    assert offload(Recording(recording.arrays, whole)).first == 0
+    assert offload(Recording(recording.arrays, whole)).answer == 0
 
 
 def test_a_large_recording_is_thinned_and_says_so():
     recording = test_widgets.made_up(L=36, H=1, E=128, A=4, T=700)
     view = offload(recording)
-    assert view.dropped == 700 - len(view.tokens) > 0
+    assert view.first == 700 - len(view.tokens) > 0
     assert len(view.html()) < 110_000
-    ids = recording.arrays["expert_idx"][:, : len(view.tokens)]
-    np.testing.assert_array_equal(view.distances(), cache.distances(ids, 128))
+    # what came before the tokens that are kept has filled the cache
+    away = cache.distances(recording.arrays["expert_idx"], 128)
+    np.testing.assert_array_equal(view.distances(), away[:, view.first :])
+    with pytest.raises(TraitError, match=f"token=0 is not in this recording: {view.first} to 699"):
+        view.token = 0
+
+
+@pytest.mark.parametrize(
+    ("n_prompt", "counted"),
+    [
+        (700, "the 100 tokens of the answer"),
+        (500, "the 300 tokens of the answer"),
+        (100, "the last 512 tokens of the answer"),
+        (0, "the last 512 tokens"),
+        (800, "the last 512 tokens"),
+    ],
+)
+def test_of_a_long_prompt_the_answer_counts(n_prompt: int, counted: str):
+    recording = test_widgets.made_up(L=24, H=2, E=32, A=4, T=800)
+    recording.about["n_prompt"] = n_prompt
+    view = offload(recording)
+    assert view.first == 288
+    start = 800 - int(counted.split(" token")[0].split()[-1])
+    assert view.answer == start
+    away = cache.distances(recording.arrays["expert_idx"], 32)
+    assert view.hit_rate() == pytest.approx((away[:, start:] < view.slots).mean())
+    assert f"of the lookups of {counted} find theirs" in view.summary
+
+
+def test_the_finding_is_of_the_chosen_slots(recording: Recording):
+    view = offload(recording, slots=4, link="nvme")
+    assert view.summary.startswith("With 4 of 5 experts a layer in fast memory, ")
+    assert f"at most {view.tokens_per_s():,.0f} tokens/s over NVMe" in view.summary
+    assert view.fetched()[:, view.token].sum() == view.counted().sum(0).max()
 
 
 def test_static_figures_show_the_same(recording: Recording):
@@ -319,6 +356,38 @@ def test_static_figures_show_the_same(recording: Recording):
     assert "gpt-oss-20b, published" not in lines  # another number of experts
     assert "gpt-oss-20b, published" in offload().figure().get_legend_handles_labels()[1]
     plt.close("all")
+
+
+FIGURES = {
+    "expert_load": viz.expert_load,
+    "lens": viz.lens,
+    "offload": viz.offload,
+    "routing": lambda run: viz.routing(run, 0),
+    "sink_by_head": viz.sink_by_head,
+    "sink_by_position": viz.sink_by_position,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_trace_is_no_recording(name: str):
+    before = plt.get_fignums()
+    seen = trace(hostile.hostile(hostile.GPT_OSS))
+    with hostile.without_type_checks(), pytest.raises(ShapeError) as caught:
+        FIGURES[name](seen)
+    assert str(caught.value) == (
+        "This figure draws a recording, got a trace. Make one with "
+        "gptoss_lite.record(model, tokenizer, ids)."
+    )
+    assert plt.get_fignums() == before
+
+
+def test_a_figure_names_what_a_recording_lacks(recording: Recording):
+    bare = dataclasses.replace(recording, arrays={})
+    for draw in FIGURES.values():
+        with pytest.raises(ShapeError, match="This recording has no '"):
+            draw(bare)
+    with pytest.raises(ShapeError, match=re.escape("record(model, tokenizer, ids, lens=True).")):
+        viz.lens(bare)
 
 
 # --- the stored conversations -------------------------------------------------------

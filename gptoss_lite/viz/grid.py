@@ -6,8 +6,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from gptoss_lite.errors import ShapeError
+from gptoss_lite.recording import Recording
+
 COLOURS = "cividis"  # even in lightness, and the same to colour-blind eyes
 LONGEST_LABELLED = 80  # columns; beyond this token labels would overlap
+
+
+def check_recording(run: object, *arrays: str) -> None:
+    """Raise ShapeError for what is no recording, such as a trace, or one that lacks an array."""
+    if not isinstance(run, Recording):
+        raise ShapeError(
+            f"This figure draws a recording, got a {type(run).__name__}. Make one with "
+            "gptoss_lite.record(model, tokenizer, ids)."
+        )
+    if missing := [name for name in arrays if name not in run.arrays]:
+        lens = ", lens=True" if missing[0].startswith("lens") else ""
+        raise ShapeError(
+            f"This recording has no {missing[0]!r}, which the figure draws. Make one with "
+            f"gptoss_lite.record(model, tokenizer, ids{lens})."
+        )
 
 
 def draw_grid(

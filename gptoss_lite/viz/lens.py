@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from gptoss_lite.recording import Recording
-from gptoss_lite.viz.grid import draw_grid, layer_names, printable
+from gptoss_lite.viz.grid import check_recording, draw_grid, layer_names, printable
 
 DARK = 0.47  # below this share of the color map white text is easier to read than black
 
@@ -21,7 +21,11 @@ def lens(
         first: the first token drawn; by default the last `n` are.
         n: tokens drawn.
         ax: where to draw; a new figure if None.
+
+    Raises:
+        ShapeError: no recording, or one without a lens.
     """
+    check_recording(recording, "lens_id", "lens_p", "lens_rank")
     arrays, about = recording.arrays, recording.about
     n_layers, n_tokens = arrays["lens_rank"].shape
     end = n_tokens if first is None else min(n_tokens, first + n)

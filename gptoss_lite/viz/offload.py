@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from gptoss_lite.offload import PUBLISHED_20B, distances, hit_rates, shuffled_hit_rates
 from gptoss_lite.presets import PRESETS
 from gptoss_lite.recording import Recording
+from gptoss_lite.viz.grid import check_recording
 
 
 def offload(recording: Recording, ax: Axes | None = None) -> Axes:
@@ -14,7 +15,11 @@ def offload(recording: Recording, ax: Axes | None = None) -> Axes:
     Args:
         recording: one run; if it says where its prompt ends, only the answer counts.
         ax: where to draw; a new figure if None.
+
+    Raises:
+        ShapeError: no recording.
     """
+    check_recording(recording, "expert_idx")
     ids, about = recording.arrays["expert_idx"], recording.about
     n_experts, first = about["n_experts"], about.get("n_prompt", 0) % ids.shape[1]
     slots = range(ids.shape[2], n_experts + 1)

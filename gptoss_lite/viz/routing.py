@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gptoss_lite.recording import Recording
-from gptoss_lite.viz.grid import draw_grid, label_tokens, layer_names
+from gptoss_lite.viz.grid import check_recording, draw_grid, label_tokens, layer_names
 
 
 def routing(recording: Recording, layer: int, first: int = 0, ax: Axes | None = None) -> Axes:
@@ -15,7 +15,11 @@ def routing(recording: Recording, layer: int, first: int = 0, ax: Axes | None = 
         layer: whose router.
         first: leave out the tokens before this one.
         ax: where to draw; a new figure if None.
+
+    Raises:
+        ShapeError: no recording.
     """
+    check_recording(recording, "expert_idx", "expert_w")
     weights = expert_weights(recording, layer).T[:, first:]  # [E T]
     experts = [str(expert) for expert in range(len(weights))]
     name = f"expert of layer {layer}"
@@ -30,7 +34,11 @@ def expert_load(recording: Recording, ax: Axes | None = None) -> Axes:
     Args:
         recording: one run.
         ax: where to draw; a new figure if None.
+
+    Raises:
+        ShapeError: no recording.
     """
+    check_recording(recording, "expert_idx")
     n_experts, layers = recording.about["n_experts"], recording.about["n_layers"]
     chosen = recording.arrays["expert_idx"].reshape(layers, -1)
     load = np.stack([np.bincount(row, minlength=n_experts) / row.size for row in chosen])

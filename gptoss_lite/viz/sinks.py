@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 
 from gptoss_lite.recording import Recording
-from gptoss_lite.viz.grid import draw_grid, label_tokens, layer_names
+from gptoss_lite.viz.grid import check_recording, draw_grid, label_tokens, layer_names
 
 
 def sink_by_head(recording: Recording, ax: Axes | None = None) -> Axes:
@@ -12,7 +12,11 @@ def sink_by_head(recording: Recording, ax: Axes | None = None) -> Axes:
     Args:
         recording: one run; see `recording.record`.
         ax: where to draw; a new figure if None.
+
+    Raises:
+        ShapeError: no recording.
     """
+    check_recording(recording, "sink_mass")
     mass = recording.arrays["sink_mass"].mean(-1)  # [L H]
     layers = layer_names(recording.about["window"])
     ax = draw_grid(mass, ax, rows=layers, row_name="layer", unit="mean sink mass")
@@ -30,7 +34,11 @@ def sink_by_position(
         layer: draw the heads of this layer; None draws each layer's mean over its heads.
         first: leave out the tokens before this one.
         ax: where to draw; a new figure if None.
+
+    Raises:
+        ShapeError: no recording.
     """
+    check_recording(recording, "sink_mass")
     mass = recording.arrays["sink_mass"]  # [L H T]
     if layer is None:
         values, rows, name = mass.mean(1), layer_names(recording.about["window"]), "layer"
