@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gptoss_lite import account
 from gptoss_lite.cache import KVCache
+from gptoss_lite.config import ModelConfig
 from gptoss_lite.dispatch import ways_taken
 from gptoss_lite.errors import ShapeError
 from gptoss_lite.generate import generate
@@ -116,13 +117,9 @@ def measure(
         repeats: how often; rates are those of the median time.
 
     Raises:
-        ShapeError: a number below 1.
+        ShapeError: a number below 1, or more tokens than the model reads.
     """
-    for name, value in (("prompt", prompt_tokens), ("new", new_tokens)):
-        if value < 1:
-            raise ShapeError(f"{name}_tokens={value}: give at least 1 token to time.")
-    if repeats < 1 or (context_tokens is not None and context_tokens < 1):
-        raise ShapeError(f"repeats={repeats}, context_tokens={context_tokens}: give at least 1.")
+    check_sizes(model.config, prompt_tokens, new_tokens, context_tokens, repeats)
     generator = torch.Generator().manual_seed(0)
     size = (1, prompt_tokens + new_tokens)
     tokens = torch.randint(model.config.vocab_size, size, generator=generator).to(model.device)
@@ -170,6 +167,32 @@ def measure(
         peak_rss_bytes=peak_rss,
         mapped_bytes=mapped,
     )
+
+
+def check_sizes(
+    config: ModelConfig,
+    prompt_tokens: int,
+    new_tokens: int,
+    context_tokens: int | None,
+    repeats: int,
+) -> None:
+    """Refuse what `measure` would refuse, before a large model is loaded or written.
+
+    Raises:
+        ShapeError: a number below 1, or more tokens than the model reads.
+    """
+    for name, value in (("prompt", prompt_tokens), ("new", new_tokens)):
+        if value < 1:
+            raise ShapeError(f"{name}_tokens={value}: give at least 1 token to time.")
+    if repeats < 1 or (context_tokens is not None and context_tokens < 1):
+        raise ShapeError(f"repeats={repeats}, context_tokens={context_tokens}: give at least 1.")
+    for name, before in (("prompt", prompt_tokens), ("context", context_tokens)):
+        if before is not None and before + new_tokens > config.context:
+            raise ShapeError(
+                f"{name}_tokens={before:,} and new_tokens={new_tokens:,} after them are "
+                f"{before + new_tokens:,}, but this model reads at most {config.context:,}. "
+                f"Lower one of them."
+            )
 
 
 def measure_source(open_model: Callable[[], Transformer], **settings: int | None) -> Measurement:

@@ -39,6 +39,7 @@ TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template*
 CHECKED = 2**24  # numbers looked at together by `verify`
 PAST = 8  # tokens that `verify` reads beyond a window
 MAX_SLACK = 4_096  # tokens of a reply that `chat` can take back from its cache; 0.1 GB for the 20b
+MAX_THREADS = 1_024  # more are a slip
 SMALL = 100_000_000  # parameters; below this, threads wait for each other longer than they work
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -204,8 +205,13 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in UNITS:
-        raise ConfigError(f"{text!r} is not a size. Write it like 16GB, 24GiB or 80GB.")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+        raise ConfigError(f"{text[:60]!r} is not a size. Write it like 16GB, 24GiB or 80GB.")
+    size = float(match[1]) * UNITS[match[2].upper()]
+    if size >= account.NO_MEMORY:
+        raise ConfigError(
+            f"{text[:60]!r} is more than any memory has. Write it like 16GB, 24GiB or 80GB."
+        )
+    return int(size)
 
 
 def _download(args: argparse.Namespace) -> None:
@@ -241,6 +247,7 @@ def _require_new(folder: Path) -> None:
 
 
 def _trace(args: argparse.Namespace) -> None:
+    recording.check_path(args.out)
     model, tokenizer = _load_both(args)
     prompt = tokenizer.render([{"role": "user", "content": args.prompt}], effort=args.effort)
     reply = list(_tokens(model, tokenizer, prompt, args))
@@ -253,6 +260,12 @@ def _trace(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    out = None if args.json in (None, "-") else Path(args.json)
+    if out:
+        recording.check_path(out, devices=True)
+    if config := _bench_config(args):
+        sizes = (args.prompt_tokens, args.new_tokens, args.context, args.repeats)
+        bench.check_sizes(config, *sizes)
     if args.threads:
         torch.set_num_threads(args.threads)
     use_backend(args.backend)
@@ -271,16 +284,43 @@ def _bench(args: argparse.Namespace) -> None:
     if args.json == "-":
         print(text)
         return
-    if args.json:
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
     print(result)
+    if out:
+        try:
+            out.write_text(text + "\n", encoding="utf-8")
+        except OSError as problem:
+            raise GptOssLiteError(f"{out} cannot be written: {problem.strerror}.") from None
+
+
+def _bench_config(args: argparse.Namespace) -> ModelConfig | None:
+    """Return the config of what is to be measured, and refuse options that would do nothing.
+
+    None is a shape that nobody knows: it is refused where its weights are written.
+    """
+    if not args.synthetic:
+        for option, value in (("--layers", args.layers), ("--folder", args.folder)):
+            if value is not None:
+                raise GptOssLiteError(
+                    f"{option} is of random weights: give their shape, such as --synthetic "
+                    "gpt-oss-20b, or leave it out."
+                )
+    named = [f"--synthetic {args.synthetic}"] if args.synthetic else []
+    named += [str(args.source)] if args.source is not None else []
+    named += [f"--model {args.model}"] if args.model is not None else []
+    if len(named) > 1:
+        raise GptOssLiteError(f"bench measures one model: give {' or '.join(named)}.")
+    if args.source is None:
+        args.source = DEFAULT_MODEL if args.model is None else args.model
+    if args.synthetic:
+        return PRESETS.get(args.synthetic)
+    return ModelConfig.from_hf(hub.find(args.source, want="config"))
 
 
 @contextmanager
 def _bench_source(args: argparse.Namespace) -> Iterator[str | Path]:
     """Give the model to measure: the named one, or random weights that are written first."""
     if not args.synthetic:
-        yield args.source or args.model
+        yield args.source
     elif args.folder:
         yield ensure_synthetic(args.synthetic, args.folder, layers=args.layers)
     else:
@@ -406,7 +446,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("generate", _generate, "continue a text", 'generate "Once upon a time"')
     add.add_argument("prompt")
     _model_options(add)
-    _sampling_options(add)
+    _sampling_options(add, effort=False)
 
     add = command("chat", _chat, "ask questions", 'chat "What is 27 + 46?" --effort medium')
     add.add_argument("question", nargs="?", help="one question; without it, a conversation")
@@ -430,7 +470,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--model", default="gpt-oss-20b", help="preset, hub id or folder")
     add.add_argument("--memory", required=True, help="such as 16GB (10^9) or 24GiB (2^30)")
-    add.add_argument("--context", type=int, default=4_096, help="tokens to hold (4096)")
+    add.add_argument("--context", type=int, help="tokens to hold (4096)")
     add.add_argument("--batch", type=int, default=1, help="sequences (1)")
     add.add_argument("--dense", choices=("bfloat16", "float16", "float32"))
     add.add_argument("--experts", choices=("mxfp4", "bfloat16", "float16", "float32"))
@@ -473,13 +513,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--repeats", type=int, default=3, help="the median counts (3)")
     add.add_argument("--backend", default="auto", help="auto, plain or a name (auto)")
-    add.add_argument("--threads", type=int, help="of the CPU (all; 1 for small models)")
+    add.add_argument(
+        "--threads", type=_within(1, MAX_THREADS), help="of the CPU (all; 1 for small models)"
+    )
     add.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
     group = add.add_argument_group("random weights, to measure a size without downloading it")
     group.add_argument("--synthetic", metavar="PRESET", help="gpt-oss-20b, gpt-oss-120b ...")
     group.add_argument("--layers", type=int, help="fewer than the preset's")
     group.add_argument("--folder", type=Path, help="keep them here, or find them here")
-    _model_options(add)
+    _model_options(add, default=None)
 
     add = command(
         "parity",
@@ -491,10 +533,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model_options(add: argparse.ArgumentParser) -> None:
+def _within(low: int, high: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers in a range, for argparse."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text[:60]!r} is no whole number from {low:,} to {high:,}."
+            )
+        return value
+
+    return read
+
+
+def _model_options(add: argparse.ArgumentParser, default: str | None = DEFAULT_MODEL) -> None:
     group = add.add_argument_group("model")
     group.add_argument(
-        "--model", default=DEFAULT_MODEL, help=f"preset, hub id or folder ({DEFAULT_MODEL})"
+        "--model", default=default, help=f"preset, hub id or folder ({DEFAULT_MODEL})"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU if there is one)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(the file's)")
@@ -504,14 +563,15 @@ def _model_options(add: argparse.ArgumentParser) -> None:
     )
 
 
-def _sampling_options(add: argparse.ArgumentParser) -> None:
+def _sampling_options(add: argparse.ArgumentParser, effort: bool = True) -> None:
     group = add.add_argument_group("sampling")
-    group.add_argument("--effort", choices=("low", "medium", "high"), default="medium")
+    if effort:  # of a conversation; a plain text has none
+        group.add_argument("--effort", choices=("low", "medium", "high"), default="medium")
     group.add_argument("--max-new-tokens", type=int, default=256)
     group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (0)")
     group.add_argument("--top-k", type=int)
     group.add_argument("--top-p", type=float)
-    group.add_argument("--seed", type=int, help="repeat a sampled text")
+    group.add_argument("--seed", type=_within(0, 2**64 - 1), help="repeat a sampled text")
     group.add_argument(
         "--lookup", type=int, default=0, help="greedy only: guess this many repeated tokens (0)"
     )

@@ -98,14 +98,20 @@ class Recording:
         return cls(arrays, about)
 
 
-def check_path(path: Path) -> None:
+def check_path(path: Path, *, devices: bool = False) -> None:
     """Refuse a file that cannot be written, before the work that is to fill it.
+
+    Args:
+        path: of the file; an old one may be there.
+        devices: let such as /dev/stdout pass. They can be written to, but not replaced.
 
     Raises:
         CheckpointError: a folder, a device, or a folder around it that is absent or read-only.
     """
     try:
-        if path.exists() and not path.is_file():  # a device would be replaced, not written to
+        if path.exists() and not path.is_file():
+            if devices and not path.is_dir():
+                return
             kind = "a folder" if path.is_dir() else "no plain file"
             raise CheckpointError(f"{path} is {kind}: name a file to write.")
         with tempfile.TemporaryFile(dir=path.parent):

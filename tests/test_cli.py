@@ -291,7 +291,22 @@ def test_download_prints_the_folder(capsys, monkeypatch, folder):
         (["inspect", "./nowhere"], "There is no folder"),
         (["chat", "hi", "--model", "gpt-oss-nan"], 'did you mean "gpt-oss-nano"?'),
         (["generate", "hi", "--top-k", "0"], "top_k=0 must be at least 1"),
-        (["generate", ""], "The prompt has 0 tokens"),
+        (["generate", ""], "The prompt is empty: give at least one token"),
+        (["fit", "--memory", "9" * 400], "9' is more than any memory has. Write it like 16GB"),
+        (["fit", "--memory", "9" * 5000], "9' is more than any memory has. Write it like 16GB"),
+        (["fit", "--memory", "1GB", "--batch", "0"], "batch=0 must be at least 1."),
+        (["bench", "--layers", "2"], "--layers is of random weights"),
+        (["bench", "--folder", "x"], "--folder is of random weights"),
+        (["bench", "--context", "5000"], "context_tokens=5,000 and new_tokens=32 after them are"),
+        (["bench", "--prompt-tokens", "2000"], "2,032, but this model reads at most 1,024."),
+        (["bench", "--synthetic", "gpt-oss-20b", "--context", "131072"], "at most 131,072."),
+        (["bench", "gpt2", "--model", "gpt2"], "measures one model: give gpt2 or --model gpt2."),
+        (["bench", "gpt2", "--synthetic", "x"], "one model: give --synthetic x or gpt2."),
+        (["bench", ""], '"" is no model'),
+        (["trace", "hi", "--out", ""], ". is a folder: name a file to write."),
+        (["trace", "hi", "--out", "/nonexistent/x"], "/nonexistent/x cannot be written: No such"),
+        (["bench", "--json", ""], ". is a folder: name a file to write."),
+        (["bench", "--json", "/nonexistent/x"], "/nonexistent/x cannot be written: No such"),
         (["bench", "--new-tokens", "0"], "new_tokens=0: give at least 1 token to time."),
         (["bench", "--backend", "magic"], "No backend 'magic'. Known here: ['auto', "),
         (["bench", "--synthetic", "gpt2"], "gpt2 is not of gpt-oss's shape"),
@@ -303,6 +318,57 @@ def test_bad_input_ends_with_one_sentence_and_status_2(capsys, words, sentence):
     assert problem.startswith("gptoss-lite: ")
     assert sentence in problem
     assert "Traceback" not in problem
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["bench", "--threads", "-1"], "--threads: '-1' is no whole number from 1 to 1,024."),
+        (["bench", "--threads", "0"], "--threads: '0' is no whole number from 1 to 1,024."),
+        (["bench", "--threads", "2.5"], "--threads: '2.5' is no whole number from 1 to 1,024."),
+        (["generate", "hi", "--seed", "9" * 23], "is no whole number from 0 to 18,446,744,073,"),
+        (["generate", "hi", "--effort", "low"], "unrecognized arguments: --effort low"),
+    ],
+)
+def test_arguments_that_cannot_be_read_end_with_status_2(capsys, words, sentence):
+    with pytest.raises(SystemExit) as done:
+        cli.main(words)
+    assert done.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["trace", "hi", "--out"], ["bench", "--json"]])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    capsys, monkeypatch, tmp_path, words
+):
+    def loaded(*args: object, **kwargs: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(cli, "load", loaded)
+    for place in (tmp_path, tmp_path / "no" / "file", tmp_path / ("x" * 300)):
+        assert run(capsys, *words, place)[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_measured_is_printed_though_it_cannot_be_kept(capsys, monkeypatch, folder):
+    def full(self, *args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    words = ("bench", folder, *BRIEF, "--repeats", 1, "--json", folder / "speed.json")
+    status, text, problem = run(capsys, *words)
+    assert (status, "\ndecode " in text) == (2, True)
+    assert problem.endswith("speed.json cannot be written: No space left on device.\n")
+
+
+def test_the_largest_seed_is_one(capsys, folder):
+    words = ("generate", "Hello", "--model", folder, *SMALL, "--temperature", "1e-45", "--seed")
+    assert run(capsys, *words, 2**64 - 1)[0] == 0
+
+
+def test_fit_says_that_less_was_counted_than_asked(capsys):
+    _, text, _ = run(capsys, "fit", "--memory", "80GB", "--context", "999999999")
+    assert "at 131,072 tokens (the most this model reads; asked for 999,999,999)" in text
 
 
 @pytest.mark.parametrize(
