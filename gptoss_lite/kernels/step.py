@@ -292,7 +292,7 @@ def why_not(model: Transformer, tokens: Tensor, cache: KVCache | None = None) ->
 
 def too_small(model: Transformer, tokens: Tensor, cache: KVCache | None = None) -> str | None:
     """Say why block by block is as fast, or None."""
-    if tokens.numel() != 1:
+    if not isinstance(tokens, Tensor) or tokens.numel() != 1:  # a list: the plain version refuses
         return "several tokens at once are better read block by block"
     ffn = model.blocks[0].ffn if model.blocks else None
     if not isinstance(ffn, MixtureOfExperts) or not isinstance(ffn.up, PackedExpertLinear):
