@@ -119,7 +119,12 @@ def find(source: str | os.PathLike[str], *, want: Want = "weights", progress: bo
         if folder.is_dir():
             return _in_folder(folder, want)
         is_file = folder.exists()
-    except (TypeError, RuntimeError) as problem:  # no path at all; no such user for ~
+    except TypeError:
+        raise CheckpointError(
+            f"{_shortened(source)} names no folder: it is {type(source).__name__}, neither str nor "
+            f"Path. {OFFLINE_CHOICE}"
+        ) from None
+    except RuntimeError as problem:  # no such user for ~
         raise CheckpointError(
             f"{_shortened(source)} names no folder: {_first_line(problem)}. {OFFLINE_CHOICE}"
         ) from None

@@ -178,7 +178,7 @@ def test_generate_uses_it_where_it_can(temperature: float, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("plain")
 def test_keys_and_values_are_in_memory_once() -> None:
-    """What the decoder takes over leaves the cache, and buffers have no room for more than comes."""
+    """What the decoder takes over leaves the cache; buffers have no room for more than comes."""
     model, text = build(GPT_OSS), tokens(GPT_OSS, 1, 30)
     with torch.no_grad():
         want, cache = model(text)[0, 20:], KVCache(GPT_OSS)

@@ -353,8 +353,8 @@ def test_no_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.M
         ("x" * 5_000, f"'{'x' * 79}...' cannot be looked up: File name too long."),
         (Path("y" * 5_000), f"'{'y' * 79}...' cannot be looked up: File name too long."),
         ("~nosuchuser/x", "'~nosuchuser/x' names no folder: Could not determine home directory."),
-        (20, "20 names no folder: expected str, bytes or os.PathLike object, not int."),
-        (None, "None names no folder: expected str, bytes or os.PathLike object, not NoneType."),
+        (20, "20 names no folder: it is int, neither str nor Path."),
+        (None, "None names no folder: it is NoneType, neither str nor Path."),
     ],
     ids=["long text", "long path", "no such user", "number", "nothing"],
 )
