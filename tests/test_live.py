@@ -301,6 +301,14 @@ def test_the_window_moves(model: Transformer, tokenizer: Tokenizer):
     assert same(model, before)
 
 
+@pytest.mark.parametrize("questions", [[1, 2], ["Who?"], [("Who?",)]])
+def test_questions_without_answers_are_refused(
+    model: Transformer, tokenizer: Tokenizer, questions: Any
+):
+    with hostile.without_type_checks(), pytest.raises(ShapeError, match="pairs with their answers"):
+        Windows(model, tokenizer, questions)
+
+
 def test_the_chat_streams_stops_and_says_what_is_wrong(model: Transformer, tokenizer: Tokenizer):
     chat = live.chat(model, tokenizer, "What is 2 + 2?", max_new_tokens=30)
     assert [row["effort"] for row in chat.rows] == ["low", "medium", "high"]
@@ -325,6 +333,23 @@ def test_the_chat_streams_stops_and_says_what_is_wrong(model: Transformer, token
     assert "There is no question yet" in chat.problem.value
     controls["clear"].click()
     assert chat.result.value == chat.problem.value == ""
+
+
+def test_a_second_question_waits_for_the_first(model: Transformer, tokenizer: Tokenizer):
+    chat = live.chat(model, tokenizer, "What is 2 + 2?", max_new_tokens=12)
+
+    async def ask_twice() -> None:
+        chat.ask()
+        chat.ask()  # before the first has begun
+        await asyncio.sleep(0.01)
+        chat.ask()  # while it streams
+        assert chat._reply is not None
+        await chat._reply
+
+    asyncio.run(ask_twice())
+    assert [turn.role for turn in chat.state.turns].count("user") == 1
+    asyncio.run(ask_twice())
+    assert [turn.role for turn in chat.state.turns].count("user") == 2
 
 
 @pytest.mark.parametrize("bad", HOSTILE)

@@ -18,6 +18,7 @@ from gptoss_lite.ladder import LADDER
 from gptoss_lite.mxfp4 import dequantize, quantize
 from gptoss_lite.presets import PRESETS
 from gptoss_lite.widgets import mxfp4, rope
+from tests import hostile
 
 # --- a block ------------------------------------------------------------------------
 
@@ -62,6 +63,13 @@ def test_a_block_of_zeros_is_shown():
     assert "32 of them as zero" in view.summary
 
 
+@pytest.mark.parametrize(("size", "off"), [(3e38, 15), (1e-42, 100)])
+def test_very_large_and_very_small_weights_are_compared(size: float, off: int):
+    view = mxfp4(torch.full((32,), size))
+    assert np.abs(view.errors()).max() / np.float32(size) == pytest.approx(off / 100, abs=0.005)
+    assert f"come back {off}% off" in view.summary
+
+
 def test_the_default_block_is_always_the_same():
     assert mxfp4().html() == mxfp4().html()
     assert mxfp4().title == "One block of MXFP4: random weights, synthetic"
@@ -73,6 +81,12 @@ def test_the_default_block_is_always_the_same():
 def test_mistakes_with_a_block_are_named():
     with pytest.raises(ShapeError, match=r"has 32 weights, got \[2, 32\].*mxfp4\(w\[0, :32\]\)"):
         mxfp4(torch.zeros(2, 32))
+    unlike: Any = [1.0] * 32
+    with (
+        hostile.without_type_checks(),
+        pytest.raises(ShapeError, match="A block is a tensor, got a list"),
+    ):
+        mxfp4(unlike)
     with pytest.raises(ShapeError, match="finite"):
         mxfp4(torch.full((32,), math.nan))
     with pytest.raises(ShapeError, match=r"has 32 weights, got \[2, 32\]"):
@@ -120,7 +134,23 @@ def test_rotations_follow_the_traits():
     config = oss.but(yarn=YarnConfig(factor=7, original_context=1024, truncate=True))
     assert torch.equal(view.angles()[1], positions.frequencies(config)[0])
     view.factor = 1.0
-    assert torch.allclose(view.angles()[1], view.angles()[0], rtol=1e-6)
+    assert torch.equal(view.angles()[1], view.angles()[0])
+
+
+def test_what_is_said_follows_the_choice():
+    view = rope(factor=4)
+    assert "divides 14 by 4." in view.summary
+    assert view.title.endswith("4,096 tokens times 4")
+    assert view.distance == 16_384
+    assert rope(original_context=1024).summary.count("within 1,024 tokens") == 1
+
+
+def test_without_yarn_there_are_no_zones():
+    for view in (rope(PRESETS["qwen3-30b-a3b"]), rope(factor=1)):
+        assert "YaRN" not in view.describe()
+        assert view.summary.startswith("This is plain RoPE: no pair is slowed. ")
+        assert {row["zone"] for row in view.table()} == {"plain"}
+        assert not view.ramp().any()
 
 
 def test_mistakes_with_rotations_are_named():

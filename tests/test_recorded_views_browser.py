@@ -48,16 +48,19 @@ def told(speed: float) -> str:
 # --- the cache of experts -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["hostile", "add", "long", "made up"])
+@pytest.mark.parametrize("name", ["hostile", "add", "long", "made up", "cut"])
 def test_the_page_s_cache_is_python_s(
     page: Watched, recording: Recording, tmp_path: Path, name: str
 ):
     runs = {"hostile": recording, "made up": test_widgets.made_up(5, 2, 40, 6, 90)}
+    runs["cut"] = test_widgets.made_up(36, 1, 12, 6, 240)
+    runs["cut"].about["n_prompt"] = 200
     run = runs.get(name) or example(name)
-    view = offload(run, layer=1, token=30)
+    view = offload(run, layer=1, token=210 if name == "cut" else 30)
+    assert view.first == (13 if name == "cut" else 0)
     view.slots = min(view.n_active + 2, view.n_experts)
     by_slots, by_token = tables(page, view, tmp_path)
-    rates = hit_rates(view.distances(), view.n_experts, view.first)
+    rates = hit_rates(view.distances(), view.n_experts, view.answer - view.first)
     assert [int(row[0]) for row in by_slots[1:]] == list(range(view.n_active, view.n_experts + 1))
     same = (view.n_experts, view.n_active) == (32, 4)
     for i, row in enumerate(by_slots[1:]):
@@ -74,7 +77,9 @@ def test_the_page_s_cache_is_python_s(
                 assert float(shown) == pytest.approx(limit, abs=0.051)
         assert [float(cell) for cell in row[8:]] == pytest.approx(rates[:, i].tolist(), abs=5.1e-5)
     fetched = view.fetched()
-    counted = ["yes" if t >= view.first else "no" for t in range(len(view.tokens))]
+    positions = range(view.first, view.first + len(view.tokens))
+    assert [int(row[0]) for row in by_token[1:]] == list(positions)
+    counted = ["yes" if t >= view.answer else "no" for t in positions]
     shown = [(int(row[2]), int(row[3]), row[4]) for row in by_token[1:]]
     assert shown == list(zip(fetched[1], fetched.sum(0), counted, strict=True))
     assert said(view) in page.status()
@@ -82,12 +87,13 @@ def test_the_page_s_cache_is_python_s(
 
 
 def said(view: OffloadView) -> str:
-    fetched, limit = view.fetched()[:, view.token], told(view.tokens_per_s())
+    at = view.token - view.first
+    fetched, limit = view.fetched()[:, at], told(view.tokens_per_s())
     at_most = "" if limit == "no limit" else "at most "
     return (
         f"over {LINKS[view.link][0]}: {at_most}{limit}. "
         f"Layer {view.layer}, token {view.token} "
-        f"{_visible(view.tokens[view.token])}: {fetched[view.layer]} of {view.n_active} experts "
+        f"{_visible(view.tokens[at])}: {fetched[view.layer]} of {view.n_active} experts "
         f"fetched, {fetched.sum()} in all layers."
     )
 

@@ -364,6 +364,9 @@ def test_one_token_is_enough():
     for make in RECORDED.values():
         view = make(made_up(L=2, H=3, E=5, A=2, T=1))
         assert Reader(view.html()).state()["token"] == 0
+        assert "1 token " in view.summary
+    # of two layers the last but one is layer 0 again
+    assert "at 0%. On average layer 0" in lens(made_up(L=2, H=3, E=5, A=2, T=1)).summary
 
 
 # --- the block ----------------------------------------------------------------------
@@ -543,7 +546,7 @@ def test_the_static_block_draws_every_part():
 
 def test_routing_of_24_layers_and_512_tokens_fits():
     view = routing(made_up(L=24, H=1, E=32, A=4, T=512))
-    assert view.dropped == 0
+    assert view.first == 0
     assert len(view.html()) < 200_000
 
 
@@ -557,7 +560,11 @@ def test_large_recordings_are_thinned_and_say_so(L: int, H: int, E: int, T: int)
     assert sink_view.tokens == recording.about["tokens"][:: sink_view.stride]
     kept = recording.arrays["sink_mass"][..., :: sink_view.stride]
     assert np.abs(sink_view.mass() - kept).max() <= sink_view.error
-    assert routing_view.dropped == T - len(routing_view.tokens)
+    assert routing_view.first == T - len(routing_view.tokens)
+    assert routing_view.tokens == recording.about["tokens"][routing_view.first :]
+    ids, _ = routing_view.choices()
+    assert (ids == recording.arrays["expert_idx"][:, routing_view.first :]).all()
+    assert ("Over the last " in routing_view.summary) == (routing_view.first > 0)
 
 
 def test_scripts_stay_small():
@@ -591,6 +598,32 @@ def test_shift_and_color_are_checked(recording: Recording):
         sinks(recording, shift=7)
     with pytest.raises(TraitError, match="color"):
         routing(recording, color="rainbow")
+
+
+def test_options_that_do_not_exist_are_named(view: PageWidget, recording: Recording):
+    name = view.options[0]
+    wrong = name[::-1]
+    with pytest.raises(TypeError, match=rf"{view.view} has no option '{wrong}'. Use \['{name}', "):
+        view.select(**{name: getattr(view, name), wrong: 1})
+    makes = {**RECORDED, "block": block, "fit": fit, "mask": mask, "mxfp4": mxfp4, "rope": rope}
+    with pytest.raises(TypeError, match="has no option 'summary'"):  # a trait, but none to choose
+        makes[view.view](**{"summary": "x"})
+    assert set(view.options) < set(view.state())
+
+
+def test_views_of_one_text_have_one_name(recording: Recording):
+    long = made_up(L=24, H=64, E=32, A=4, T=600)
+    names = [{make(run).text for make in RECORDED.values()} for run in (recording, long)]
+    assert [len(name) for name in names] == [1, 1]
+    assert names[0] != names[1]
+    other = Recording(long.arrays, {**long.about, "tokens": [*long.about["tokens"][:-1], "x"]})
+    assert sinks(other).text not in names[1]  # though none of the tokens that it keeps differs
+
+
+def test_a_recording_without_tokens_is_refused():
+    for make in RECORDED.values():
+        with pytest.raises(ShapeError, match="is empty: this recording has no tokens"):
+            make(made_up(L=2, H=3, E=5, A=2, T=0))
 
 
 def test_missing_and_broken_arrays_are_named(recording: Recording):

@@ -7,13 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gptoss_lite.anatomy import PARTS, anatomy, compare_parts
 from gptoss_lite.ladder import LADDER
 from gptoss_lite.presets import PRESETS
 from gptoss_lite.recording import Recording
-from gptoss_lite.widgets import PageWidget, block, lens, offload, routing, sinks
+from gptoss_lite.widgets import (
+    PageWidget,
+    block,
+    fit,
+    lens,
+    mask,
+    mxfp4,
+    offload,
+    rope,
+    routing,
+    sinks,
+)
 from gptoss_lite.widgets.page import ASSETS
 from tests import chromium, test_widgets
 from tests.chromium import PHONE
@@ -277,6 +289,133 @@ def test_views_of_one_text_move_together(page: Watched, recording: Recording, tm
     page.press("Layer", "End", nth=0)
     assert "Layer 3" in page.status(0)
     assert "Layer 0" in page.status(2)  # each view keeps its own layer
+    page.clean()
+
+
+def test_views_of_a_long_text_move_together(page: Watched, tmp_path: Path):
+    """Each keeps other tokens; a position of the text means the same in all."""
+    long = test_widgets.made_up(L=24, H=64, E=32, A=4, T=600)
+    views = [sinks(long), routing(long), lens(long), offload(long)]
+    assert [view.first for view in views] == [0, 88, 536, 88]
+    assert views[0].stride == 7
+    page.open(book_page(tmp_path, *views), n=4)
+    page.press("Token", "End", "ArrowLeft", "ArrowLeft", nth=1)
+    near = [595, 597, 597, 597]  # of the sinks each seventh is there
+    assert all(f"token {near[i]} ␣token{near[i]}" in page.status(i) for i in range(4))
+    page.press("Token", "Home", nth=0)  # the others show their first
+    near = [0, 88, 536, 88]
+    assert all(f"token {near[i]} ␣token{near[i]}" in page.status(i) for i in range(4))
+    for i, right in ((1, 0), (3, -1)):  # a click in a drawing, too
+        canvas = page.page.locator(".gl").nth(i).locator("canvas").nth(right)
+        canvas.click(position={"x": canvas.bounding_box()["width"] - 4, "y": 20})
+        page.settle()
+        assert [f"token {n} " in page.status(k) for k, n in enumerate((595, 599, 599, 599))] == (
+            [True] * 4
+        )
+        page.press("Token", "Home", nth=2)
+    page.clean()
+
+
+def test_a_finger_that_scrolls_selects_nothing(browser: Any, recording: Recording, tmp_path: Path):
+    size = dict(zip(("width", "height"), PHONE, strict=True))
+    context = browser.new_context(viewport=size, has_touch=True, is_mobile=True)
+    page = Watched(context.new_page())
+    page.open(sinks(recording).save(tmp_path / "view.html"))
+    canvas = page.page.locator("canvas").nth(2)
+    canvas.scroll_into_view_if_needed()
+    box, before = canvas.bounding_box(), page.status()
+    x, y = box["x"] + 80, box["y"] + 20
+    touch = context.new_cdp_session(page.page)
+
+    def send(kind: str, *at: dict[str, float]) -> None:
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(at)})
+
+    for way in ({"x": 0, "y": 12}, {"x": 12, "y": 0}):
+        send("touchStart", {"x": x, "y": y})
+        for i in range(1, 9):
+            send("touchMove", {"x": x + i * way["x"], "y": y + i * way["y"]})
+            page.settle()
+        send("touchEnd")
+        page.settle()
+        assert page.status() == before
+    page.page.wait_for_timeout(400)  # a page that still rolls takes a tap as the wish to stop
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.page.touchscreen.tap(box["x"] + 80, box["y"] + 20)
+    page.settle()
+    assert page.status() != before
+    page.clean()
+    context.close()
+
+
+TEXTS = """
+window.written = [];
+window.lost = [];
+const write = CanvasRenderingContext2D.prototype.fillText;
+CanvasRenderingContext2D.prototype.fillText = function (text, x, y, room = Infinity) {
+  const wide = Math.min(this.measureText(text).width, room);
+  const left = x - { left: 0, center: wide / 2, right: wide }[this.textAlign];
+  written.push(String(text));
+  if (left < -1 || left + wide > this.canvas.width / devicePixelRatio + 1) lost.push(text);
+  return write.call(this, text, x, y, ...(room < Infinity ? [room] : []));
+};"""  # what is written into canvases, and what of it runs out of them
+
+
+@pytest.mark.parametrize("width", [1000, 390, 320])
+def test_no_text_is_cut_off(page: Watched, tmp_path: Path, width: int):
+    page.page.add_init_script(TEXTS)
+    page.size((width, 900))
+    long = test_widgets.made_up(L=36, H=64, E=128, A=4, T=200)
+    small = torch.randn(32, generator=torch.Generator().manual_seed(0)) / 300
+    views = [make(long) for make in test_widgets.RECORDED.values()]
+    views += [fit(), fit(batch=128, context=131_072), mask(), mask(query=131_071), mxfp4(small)]
+    views += [rope(), rope(factor=1)]
+    for view in views:
+        page.open(view.save(tmp_path / "view.html"))
+        page.settle()
+        assert page.page.evaluate("lost") == [], view.view
+        assert len(page.page.evaluate("written")) > 20
+
+
+def test_every_kind_of_layer_is_named(page: Watched, tmp_path: Path):
+    page.page.add_init_script(TEXTS)
+    page.open(sinks(test_widgets.made_up(L=36, H=3, E=5, A=2, T=9)).save(tmp_path / "view.html"))
+    page.settle()
+    kinds = {text[-1] for text in page.page.evaluate("written") if text[-2:] in (" S", " F")}
+    assert kinds == {"S", "F"}
+
+
+def test_captions_of_a_saved_picture_are_whole(page: Watched, recording: Recording, tmp_path: Path):
+    page.size(PHONE)
+    page.open(sinks(recording).save(tmp_path / "view.html"))
+    with page.page.expect_download() as download:
+        page.page.get_by_role("button", name="Save PNG").click()
+    picture = np.asarray(Image.open(download.value.path()).convert("RGB"))
+    assert (picture[:, -8:] == 255).all()  # the margin
+    canvases = page.page.locator("canvas").evaluate_all("all => all.map(one => one.height)")
+    assert len(picture) > sum(canvases) + 30 * len(canvases) + 60 + 18  # one caption is folded
+
+
+def test_paper_is_light_and_shows_the_whole_text(page: Watched, tmp_path: Path):
+    page.page.emulate_media(color_scheme="dark")
+    page.open(routing(test_widgets.made_up(4, 2, 8, 2, 400)).save(tmp_path / "view.html"))
+    inside = "document.querySelector('.gl-widget-live > div').shadowRoot"
+    color = f"getComputedStyle({inside}.querySelector('.gl')).backgroundColor"
+    dark = page.page.evaluate(PIXELS)
+    page.page.emulate_media(media="print", color_scheme="dark")
+    page.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.page.evaluate(color) == "rgb(255, 255, 255)"  # at once: no frame comes before paper
+    assert all(a != b for a, b in zip(dark, page.page.evaluate(PIXELS), strict=True))
+    assert page.page.evaluate(
+        f"""(() => {{ const strip = {inside}.querySelector('.strip');
+             return strip.scrollHeight <= strip.clientHeight
+               && [...strip.children].every(span => span.style.getPropertyValue('--v')); }})()"""
+    )
+    bar = f"getComputedStyle({inside}.querySelector('.ramp i')).printColorAdjust"
+    assert page.page.evaluate(bar) == "exact"
+    page.page.emulate_media(media="screen", color_scheme="dark")
+    page.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.page.evaluate(color) == "rgb(22, 24, 28)"
     page.clean()
 
 

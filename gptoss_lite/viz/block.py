@@ -31,9 +31,9 @@ _PLACES: dict[str, tuple[tuple[Where, str], ...]] = {
     ),
     "adds": (((22, 94, 24, 24), "after the MLP"), ((22, 260, 24, 24), "after attention")),
     "dropout": (
-        ((62, 94, 84, 24), "after the MLP"),
-        ((62, 260, 84, 24), "after attention"),
-        ((6, 470, 84, 24), "after the embedding"),
+        ((62, 94, 120, 24), "after the MLP"),
+        ((62, 260, 120, 24), "after attention"),
+        ((6, 470, 120, 24), "after the embedding"),
     ),
     "router": (((62, 128, 72, 72), ""),),
     "sinks": (((214, 306, 100, 26), ""),),
@@ -155,10 +155,11 @@ def _row(x: float, y: float, width: float, height: float, n: int) -> list[str]:
 
 def _head_rows(c: ModelConfig) -> tuple[Glyph, ...]:
     """Queries above; under them keys and values, each as wide as the heads that share it."""
-    y, height = (391, 5) if c.qk_norm else (380, 9)  # below one more note
+    # queries, keys and values, and their height; lower and thinner below one more note
+    y, below, height = (395, 401, 4) if c.qk_norm else (380, 393, 9)
     return (
         ("line", "".join(_row(76, y, 124, height, c.n_heads))),
-        ("fill", "".join(_row(76, 402 - height, 124, height, c.n_kv_heads))),
+        ("fill", "".join(_row(76, below, 124, height, c.n_kv_heads))),
     )
 
 

@@ -20,12 +20,10 @@ def mxfp4(weights: Float[Tensor, "*any"], ax: Axes | None = None) -> Axes:
         ax: where to draw; a new figure if None.
 
     Raises:
-        ShapeError: not 32 numbers, or not all finite.
+        ShapeError: no tensor, not 32 numbers, or not all finite.
     """
-    if weights.numel() != BLOCK:
-        raise ShapeError(f"A block has {BLOCK} weights, got {list(weights.shape)}: take w[0, :32].")
+    original = one_block(weights)
     ax = ax or plt.subplots(figsize=(8, 3), layout="constrained")[1]
-    original = weights.detach().float().cpu().flatten()
     blocks, scales = quantize(original)
     decoded = dequantize(blocks, scales, torch.float32)
     exponent = int(scales.item()) - SCALE_BIAS
@@ -38,3 +36,19 @@ def mxfp4(weights: Float[Tensor, "*any"], ax: Axes | None = None) -> Axes:
     ax.set(xlabel="weight", ylabel=f"number (scale $2^{{{exponent}}}$)", xlim=(-0.8, BLOCK - 0.2))
     ax.legend(loc="upper right", fontsize=8)
     return ax
+
+
+def one_block(weights: Float[Tensor, "*any"]) -> Float[Tensor, " 32"]:
+    """Return the weights of a block in a row, in single precision.
+
+    Raises:
+        ShapeError: no tensor, or not 32 numbers.
+    """
+    if not isinstance(weights, Tensor):
+        raise ShapeError(f"A block is a tensor, got a {type(weights).__name__}: torch.tensor(...).")
+    if weights.numel() != BLOCK:
+        raise ShapeError(
+            f"A block has {BLOCK} weights, got {list(weights.shape)}. Take {BLOCK} neighbors of a "
+            "row: mxfp4(w[0, :32])."
+        )
+    return weights.detach().float().cpu().flatten()

@@ -46,6 +46,7 @@ class BlockView(PageWidget):
     """
 
     view = "block"
+    options = ("step", "part", "beside")
     rows_shown: ClassVar[int] = 20
     _esm = module_source("block")
 
@@ -138,8 +139,7 @@ def block(
     if beside in others:
         found = compare_parts(ladder[step].config, others[beside])
         part = next((name for name, how in found.items() if how == "differs"), part)
-    for name, value in {"step": step, "part": part, **selection}.items():
-        setattr(view, name, value)
+    view.select(**{"step": step, "part": part, **selection})
     return view
 
 

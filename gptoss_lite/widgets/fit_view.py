@@ -32,6 +32,7 @@ class FitView(PageWidget):
     """
 
     view = "fit"
+    options = ("model", "memory", "unit", "context", "batch", "dense", "experts")
     rows_shown: ClassVar[int] = 12
     _esm = module_source("fit")
 
@@ -141,8 +142,7 @@ def fit(
         models=[_coefficients(name, config) for name, config in shown.items()],
         overhead_bytes=overhead_bytes,
     )
-    for name, value in {"model": list(shown)[:2][-1], **selection}.items():
-        setattr(view, name, value)
+    view.select(**{"model": list(shown)[:2][-1], **selection})
     if view.memory not in view.memories:
         view.memories = sorted([*view.memories, view.memory])
     view.summary = _summary(shown)

@@ -5,19 +5,20 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Integer
 from matplotlib.axes import Axes
-from traitlets import Any as Anything
 from traitlets import Bytes, Enum, Int, List, TraitError, Unicode, validate
 
 from gptoss_lite import viz
 from gptoss_lite.recording import Recording, example
 from gptoss_lite.widgets.page import (
-    PageWidget,
+    TextView,
     from_bytes,
+    kept,
     module_source,
     origin,
     percent,
     require,
     to_bytes,
+    told,
 )
 
 MAX_CELLS = 24 * 64  # layers x tokens: 90 kB of HTML; of longer texts the last tokens are kept
@@ -26,7 +27,7 @@ MAX_RANK = 65_535  # ranks beyond are this
 ARRAYS = ("lens_id", "lens_p", "lens_rank", "lens_kl")
 
 
-class LensView(PageWidget):
+class LensView(TextView):
     """The five most probable next tokens after every layer; `lens` makes one.
 
     Attributes:
@@ -36,15 +37,12 @@ class LensView(PageWidget):
     """
 
     view = "lens"
+    options = ("layer", "token", "color")
     rows_shown: ClassVar[int] = 48
     _esm = module_source("lens")
 
-    layer = Int(0).tag(sync=True)
-    token = Int(0).tag(sync=True)
     color = Enum(("p", "rank", "kl"), "p").tag(sync=True)
 
-    tokens = List(Unicode()).tag(sync=True)  # those that are kept
-    first = Int(0).tag(sync=True)  # position of the first of them
     n_layers = Int().tag(sync=True)
     n_choices = Int().tag(sync=True)
     pieces = List(Unicode()).tag(sync=True)  # texts that are named by their place here
@@ -52,7 +50,6 @@ class LensView(PageWidget):
     p = Bytes().tag(sync=True)  # u16 [L T C], in 65535ths
     rank = Bytes().tag(sync=True)  # u16 [L T]
     kl = Bytes().tag(sync=True)  # f32 [L T]
-    recording = Anything()
 
     def top(self, layer: int | None = None, token: int | None = None) -> list[tuple[str, float]]:
         """Return the most probable next tokens of a cell and their probabilities.
@@ -116,8 +113,7 @@ def lens(recording: Recording | None = None, **selection: Any) -> LensView:
     token = shown - 1 - int(np.where(settled == n_layers, -1, settled)[::-1].argmax())
     view = LensView(
         title=f"Logit lens of {origin(about)}",
-        tokens=about["tokens"][n_tokens - shown :],
-        first=n_tokens - shown,
+        **kept(about["tokens"], n_tokens - shown),
         n_layers=n_layers,
         n_choices=n_choices,
         pieces=[about["lens_text"][str(i)] for i in seen.tolist()],
@@ -125,13 +121,12 @@ def lens(recording: Recording | None = None, **selection: Any) -> LensView:
         p=to_bytes(np.rint(65_535 * p.astype(np.float64)), "u2"),
         rank=to_bytes(np.minimum(rank, MAX_RANK), "u2"),
         kl=to_bytes(kl, "f4"),
-        summary=_summary(ids, rank, kl),
+        summary=_summary(ids, rank, kl, told(shown, n_tokens - shown)),
         rows=_rows(ids, p, rank, kl),
         recording=recording,
     )
     start = {"layer": min(int(settled[token]), n_layers - 1), "token": view.first + token}
-    for name, value in {**start, **selection}.items():
-        setattr(view, name, value)
+    view.select(**{**start, **selection})
     return view
 
 
@@ -144,14 +139,15 @@ def _summary(
     ids: Integer[np.ndarray, "L T C"],
     rank: Integer[np.ndarray, "L T"],
     kl: Float[np.ndarray, "L T"],
+    tokens: str,
 ) -> str:
     agree = (ids[:, :, 0] == ids[-1, :, 0]).mean(-1)
     early = np.bincount(_settled(rank), minlength=len(rank) + 1)
     text = (
-        f"Over {rank.shape[1]} tokens layer 0 already names the last layer's first choice at "
+        f"Over {tokens} layer 0 already names the last layer's first choice at "
         f"{percent(agree[0])}"
     )
-    if len(rank) > 1:
+    if len(rank) > 2:
         text += f", layer {len(rank) - 2} at {percent(agree[-2])}"
     return (
         f"{text}. On average layer 0 is {kl[0].mean():.1f} nats from the last layer's "

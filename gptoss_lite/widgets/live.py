@@ -97,6 +97,7 @@ class LiveChat(Live):
     """A prompt box; the reply streams while the kernel stays free for Stop."""
 
     state: Chat
+    _reply: asyncio.Task[None] | None = None  # that is streaming, or was
 
     async def stream(self) -> None:
         """Ask what the controls say, and draw the reply as it comes."""
@@ -126,7 +127,9 @@ class LiveChat(Live):
             self.controls[name].disabled = off
 
     def ask(self, button: Any = None) -> None:
-        """Start the reply in the kernel's own loop."""
+        """Start the reply in the kernel's own loop, unless one is streaming."""
+        if self._reply and not self._reply.done():
+            return
         self._reply = asyncio.get_running_loop().create_task(self.stream())
 
     def stop(self, button: Any = None) -> None:

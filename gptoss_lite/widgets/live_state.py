@@ -293,14 +293,19 @@ class Windows:
     An answer is right if each of its tokens is the most likely one, so greedy decoding writes it.
 
     Raises:
-        ShapeError: no questions, or an answer without a token.
+        ShapeError: no questions, or other things than pairs of a question and its answer.
     """
 
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer, questions: Sequence[tuple[str, str]]
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.questions = [Question(*question) for question in questions]
+        try:
+            self.questions = [Question(*question) for question in questions]
+        except TypeError:
+            raise ShapeError(
+                "Questions are pairs with their answers: [('Who has the key?', 'Max')]."
+            ) from None
         if not self.questions or not all(question.answer for question in self.questions):
             raise ShapeError("Give at least one question, and an answer to each.")
         self._texts = [self._render(question) for question in self.questions]

@@ -34,6 +34,7 @@ class MaskView(PageWidget):
     """
 
     view = "mask"
+    options = ("query", "window", "pattern", "sinks", "kv_heads", "dtype")
     rows_shown: ClassVar[int] = 8
     _esm = module_source("mask")
 
@@ -140,8 +141,7 @@ def mask(model: str | ModelConfig = "gpt-oss-20b", **selection: Any) -> MaskView
         "sinks": "learned" if config.sinks else "none",
         "kv_heads": config.n_kv_heads,
     }
-    for name, value in {**start, **selection}.items():
-        setattr(view, name, value)
+    view.select(**{**start, **selection})
     if view.pattern not in view.patterns:
         view.patterns = {**view.patterns, view.pattern: view.pattern}
     view.summary = _summary(config)

@@ -11,7 +11,7 @@ from traitlets import Bool, Bytes, Int, List, TraitError, validate
 
 from gptoss_lite import mxfp4 as packing
 from gptoss_lite import viz
-from gptoss_lite.errors import ShapeError
+from gptoss_lite.viz.mxfp4 import one_block
 from gptoss_lite.widgets.page import PageWidget, from_bytes, module_source, percent, to_bytes
 
 
@@ -26,6 +26,7 @@ class MXFP4View(PageWidget):
     """
 
     view = "mxfp4"
+    options = ("weight", "codes", "scale", "high_first")
     rows_shown: ClassVar[int] = 8
     _esm = module_source("mxfp4")
 
@@ -80,16 +81,11 @@ def mxfp4(
         selection: where to start: `weight`, `codes`, `scale`, `high_first`.
 
     Raises:
-        ShapeError: not 32 weights, or not all finite.
+        ShapeError: no tensor, not 32 weights, or not all finite.
     """
     if weights is None:
         weights, source = _random_block(), "random weights, synthetic"
-    if weights.numel() != packing.BLOCK:
-        raise ShapeError(
-            f"A block has {packing.BLOCK} weights, got {list(weights.shape)}. Take 32 neighbors of "
-            "a row: mxfp4(w[0, :32])."
-        )
-    original = weights.detach().float().cpu().flatten()
+    original = one_block(weights)
     blocks, scales = packing.quantize(original)
     codes, scale = blocks.flatten().tolist(), int(scales.item())
     view = MXFP4View(
@@ -100,8 +96,7 @@ def mxfp4(
         encoded=[*codes, scale],
     )
     view.summary, view.rows = _summary(view), _rows(view)
-    for name, value in selection.items():
-        setattr(view, name, value)
+    view.select(**selection)
     return view
 
 
@@ -112,7 +107,9 @@ def _random_block() -> Float[Tensor, " 32"]:
 
 
 def _summary(view: MXFP4View) -> str:
-    original, error = from_bytes(view.original, "f4", packing.BLOCK), view.errors()
+    # in double precision, or the squares of very large and very small weights would be lost
+    original = from_bytes(view.original, "f4", packing.BLOCK).astype(np.float64)
+    error = view.errors()
     size = float(np.linalg.norm(original))
     off = float(np.linalg.norm(error)) / size if size else 0.0
     zeros = int((view.decoded() == 0).sum())

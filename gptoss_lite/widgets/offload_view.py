@@ -5,8 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Integer
 from matplotlib.axes import Axes
-from traitlets import Any as Anything
-from traitlets import Bytes, Dict, Enum, Int, List, TraitError, Unicode, validate
+from traitlets import Bytes, Dict, Enum, Int, List, TraitError, validate
 
 from gptoss_lite import account, viz
 from gptoss_lite.errors import ShapeError
@@ -21,40 +20,39 @@ from gptoss_lite.offload import (
 from gptoss_lite.presets import PRESETS
 from gptoss_lite.recording import Recording, example
 from gptoss_lite.widgets.page import (
-    PageWidget,
+    TextView,
     from_bytes,
+    kept,
     module_source,
     origin,
     percent,
     require,
     to_bytes,
+    told,
 )
 
-MAX_CHOICES = 24 * 512 * 4  # layers x tokens x experts kept: 70 kB of HTML; further tokens go
+MAX_CHOICES = 24 * 512 * 4  # layers x tokens x experts kept: 70 kB of HTML; of longer texts the end
 BIG = PRESETS["gpt-oss-20b"]
 
 
-class OffloadView(PageWidget):
+class OffloadView(TextView):
     """What a cache of experts holds, misses and moves; `offload` makes one.
 
     Attributes:
-        layer, token: the selection.
+        layer, token: the selection; `token` counts positions of the text.
         slots: experts that each layer keeps in fast memory.
         link: what the others come over, a key of `gptoss_lite.offload.LINKS`.
     """
 
     view = "offload"
+    options = ("layer", "token", "slots", "link")
     rows_shown: ClassVar[int] = 16
     _esm = module_source("offload")
 
-    layer = Int(0).tag(sync=True)
-    token = Int(0).tag(sync=True)
     slots = Int(0).tag(sync=True)
     link = Enum(tuple(LINKS), "pcie3").tag(sync=True)
 
-    tokens = List(Unicode()).tag(sync=True)
-    dropped = Int(0).tag(sync=True)  # tokens of the recording that are not shown
-    first = Int(0).tag(sync=True)  # only tokens from here on count: those of the answer
+    answer = Int(0).tag(sync=True)  # only tokens from this position on count
     n_layers = Int().tag(sync=True)
     n_experts = Int().tag(sync=True)
     n_active = Int().tag(sync=True)
@@ -63,7 +61,6 @@ class OffloadView(PageWidget):
     shuffled = List().tag(sync=True)  # mean hit rate by slots, from A on
     links = Dict({name: list(link) for name, link in LINKS.items()}).tag(sync=True)
     published = Dict().tag(sync=True)  # of gpt-oss-20b
-    recording = Anything()
 
     def distances(self) -> Integer[np.ndarray, "L T A"]:
         """Return how many experts were used more recently than each chosen one."""
@@ -74,13 +71,17 @@ class OffloadView(PageWidget):
         """Return how many experts each layer fetches for each token, with the slots set now."""
         return (self.distances() >= self.slots).sum(-1)
 
+    def counted(self) -> Integer[np.ndarray, "L N"]:
+        """Return the same of the tokens that count."""
+        return self.fetched()[:, self.answer - self.first :]
+
     def hit_rate(self) -> float:
         """Return the share of lookups that find their expert, over all layers."""
-        return 1 - float(self.fetched()[:, self.first :].mean()) / self.n_active
+        return 1 - float(self.counted().mean()) / self.n_active
 
     def moved_bytes(self) -> float:
         """Return the bytes that are moved for a token of the answer, on average."""
-        return float(self.fetched()[:, self.first :].sum(0).mean()) * self.expert_bytes
+        return float(self.counted().sum(0).mean()) * self.expert_bytes
 
     def held_bytes(self) -> int:
         """Return the bytes of all slots of all layers."""
@@ -98,10 +99,13 @@ class OffloadView(PageWidget):
     @validate("layer", "token", "slots")
     def _inside(self, proposal: Any) -> int:
         name, value = proposal["trait"].name, proposal["value"]
-        low = self.n_active if name == "slots" else 0
-        last = {"layer": self.n_layers - 1, "token": len(self.tokens) - 1, "slots": self.n_experts}
-        if not low <= value <= last[name]:
-            raise TraitError(f"{name}={value} is not in this recording: {low} to {last[name]}.")
+        low, last = {
+            "layer": (0, self.n_layers - 1),
+            "token": (self.first, self.first + len(self.tokens) - 1),
+            "slots": (self.n_active, self.n_experts),
+        }[name]
+        if not low <= value <= last:
+            raise TraitError(f"{name}={value} is not in this recording: {low} to {last}.")
         return value
 
 
@@ -127,31 +131,34 @@ def offload(recording: Recording | None = None, **selection: Any) -> OffloadView
             "gptoss_lite.recording.record."
         )
     n_layers, n_tokens, n_active = arrays["expert_idx"].shape
-    shown = min(n_tokens, max(1, MAX_CHOICES // (n_layers * n_active)))
-    ids, n_experts = arrays["expert_idx"][:, :shown], about["n_experts"]
-    first = about.get("n_prompt", 0) if about.get("n_prompt", 0) < shown else 0
-    away, shuffled = distances(ids, n_experts), shuffled_hit_rates(ids, n_experts, first).mean(0)
+    ids, n_experts, n_prompt = arrays["expert_idx"], about["n_experts"], about.get("n_prompt", 0)
+    n_prompt %= n_tokens  # without an answer the whole text counts
+    first = max(0, n_tokens - max(1, MAX_CHOICES // (n_layers * n_active)))
+    answer = max(first, n_prompt)
+    # of the whole text: what came before the tokens that are kept fills the cache
+    away = distances(ids, n_experts)
+    shuffled = shuffled_hit_rates(ids, n_experts, answer).mean(0)
     view = OffloadView(
         title=f"Offloaded experts of {origin(about)}",
-        tokens=about["tokens"][:shown],
-        dropped=n_tokens - shown,
-        first=first,
+        **kept(about["tokens"], first),
+        answer=answer,
         n_layers=n_layers,
         n_experts=n_experts,
         n_active=n_active,
         expert_bytes=about["expert_bytes"],
-        away=to_bytes(away, "u1"),
+        away=to_bytes(away[:, first:], "u1"),
         shuffled=[round(rate, 4) for rate in shuffled.tolist()],
         published=_published(),
         recording=recording,
     )
     view.slots = max(n_active, n_experts // 4)
-    fetched = view.fetched()[:, first:]
-    start = {"layer": int(fetched.sum(1).argmax()), "token": first + int(fetched.sum(0).argmax())}
-    view.summary = _summary(view)
-    view.rows = _rows(view, about["model"], hit_rates(away, n_experts, first).mean(0), shuffled)
-    for name, value in {**start, **selection}.items():
-        setattr(view, name, value)
+    view.select(**selection)
+    counted = view.counted()
+    start = {"layer": int(counted.sum(1).argmax()), "token": answer + int(counted.sum(0).argmax())}
+    view.select(**{**start, **selection})
+    what = told(n_tokens - answer, answer - n_prompt, " of the answer" if n_prompt else "")
+    view.summary = _summary(view, what)
+    view.rows = _rows(view, about["model"], hit_rates(away, n_experts, answer).mean(0), shuffled)
     return view
 
 
@@ -167,9 +174,7 @@ def _published() -> dict[str, Any]:
     }
 
 
-def _summary(view: OffloadView) -> str:
-    counted = len(view.tokens) - view.first
-    what = f"the {counted} tokens of the answer" if view.first else f"{counted} tokens"
+def _summary(view: OffloadView, what: str) -> str:
     control = view.shuffled[view.slots - view.n_active]
     return (
         f"With {view.slots} of {view.n_experts} experts a layer in fast memory, "

@@ -1,6 +1,7 @@
 """Widgets that outlive their kernel: live in a notebook, drawn again in a page without one."""
 
 import base64
+import hashlib
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,8 @@ from typing import Any, ClassVar
 
 import anywidget
 import numpy as np
-from traitlets import List, Unicode
+from traitlets import Any as Anything
+from traitlets import Int, List, Unicode
 
 from gptoss_lite.errors import ShapeError
 
@@ -72,8 +74,9 @@ class PageWidget(anywidget.AnyWidget):
     table: a published page starts the drawing from it, and where scripts are stripped the sentence
     and the table remain. That HTML holds no ids, times or addresses, so it is the same in each run.
 
-    A view sets `view`, the name of its module, `_esm = module_source(view)`, and its traits, and
-    has a method `figure(ax=None)` that draws the same with matplotlib, for print.
+    A view sets `view`, the name of its module, `_esm = module_source(view)`, its traits, and
+    `options`, those that say where to start, and has a method `figure(ax=None)` that draws the same
+    with matplotlib, for print.
 
     Attributes:
         title: names the model and says where the data come from.
@@ -82,6 +85,7 @@ class PageWidget(anywidget.AnyWidget):
     """
 
     view: ClassVar[str]
+    options: ClassVar[tuple[str, ...]]
     rows_shown: ClassVar[int] = 6  # of the table, where scripts are stripped
 
     title = Unicode().tag(sync=True)
@@ -90,6 +94,17 @@ class PageWidget(anywidget.AnyWidget):
 
     # ipywidgets 7 would display itself without the HTML; IPython then asks for the bundle below.
     _ipython_display_ = None
+
+    def select(self, **options: Any) -> None:
+        """Set where to start.
+
+        Raises:
+            TypeError: a name that is none of `options`.
+        """
+        if wrong := [name for name in options if name not in self.options]:
+            raise TypeError(f"{self.view} has no option {wrong[0]!r}. Use {list(self.options)}.")
+        for name, value in options.items():
+            setattr(self, name, value)
 
     def describe(self) -> str:
         """Say what is shown, and the finding, on one line."""
@@ -137,6 +152,36 @@ class PageWidget(anywidget.AnyWidget):
         return {**data, "text/plain": self.describe(), "text/html": self.html()}, metadata
 
 
+class TextView(PageWidget):
+    """A view of a recorded text, or of a part of it.
+
+    Attributes:
+        layer, token: the selection; `token` counts positions of the whole text.
+        tokens: those that are kept.
+        first: position of the first of them.
+        text: names the whole text; on a page the views of one text move together.
+    """
+
+    layer = Int(0).tag(sync=True)
+    token = Int(0).tag(sync=True)
+    tokens = List(Unicode()).tag(sync=True)
+    first = Int(0).tag(sync=True)
+    text = Unicode().tag(sync=True)
+    recording = Anything()
+
+
+def kept(tokens: Sequence[str], first: int = 0, stride: int = 1) -> dict[str, Any]:
+    """Return the traits of a `TextView` that keeps every so many tokens, from the first on."""
+    text = hashlib.sha256("\0".join(tokens).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return {"tokens": list(tokens[first::stride]), "first": first, "text": text}
+
+
+def told(n_tokens: int, first: int = 0, of: str = "") -> str:
+    """Say how many tokens something is about; only the last, if `first` are left out."""
+    which = "the last " if first else "the " if of else ""
+    return f"{which}{n_tokens} token{'s' * (n_tokens != 1)}{of}"
+
+
 # --- numbers as bytes ----------------------------------------------------------------------------
 
 
@@ -151,10 +196,10 @@ def from_bytes(data: bytes, dtype: str, *shape: int) -> np.ndarray:
 
 
 def require(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
-    """Refuse a recording that lacks an array a view draws, or holds numbers that are none.
+    """Refuse a recording that lacks an array a view draws, or holds nothing or no numbers in it.
 
     Raises:
-        ShapeError: with the missing names, or the array that holds NaN.
+        ShapeError: with the missing names, or the array that is empty or holds NaN.
     """
     if missing := [name for name in names if name not in arrays]:
         raise ShapeError(
@@ -162,6 +207,8 @@ def require(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
             "gptoss_lite.recording.record."
         )
     for name in names:
+        if not arrays[name].size:
+            raise ShapeError(f"{name} is empty: this recording has no tokens. Record a text.")
         if np.isnan(arrays[name]).any():
             raise ShapeError(f"{name} holds NaN, so there is nothing to draw. Check the weights.")
 

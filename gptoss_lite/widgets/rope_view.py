@@ -3,6 +3,7 @@
 import math
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -31,6 +32,7 @@ class RopeView(PageWidget):
     """
 
     view = "rope"
+    options = ("pair", "distance", "factor", "original_context", "truncate")
     rows_shown: ClassVar[int] = 64
     _esm = module_source("rope")
 
@@ -58,6 +60,8 @@ class RopeView(PageWidget):
 
     def ramp(self) -> Float[Tensor, " half"]:
         """Return how far each pair is slowed down: 0 keeps it, 1 divides it by the factor."""
+        if self.factor == 1:
+            return torch.zeros(self.head_dim // 2)
         return positions.yarn_ramp(self.head_dim, self.theta, self.yarn())
 
     def angles(self) -> tuple[Float[Tensor, " half"], Float[Tensor, " half"]]:
@@ -105,35 +109,47 @@ def rope(config: ModelConfig = PRESETS["gpt-oss-20b"], **selection: Any) -> Rope
         beta_fast=yarn.beta_fast,
         beta_slow=yarn.beta_slow,
         truncate=yarn.truncate,
-        title=f"RoPE and YaRN: {config.head_dim // 2} pairs, base {config.rope_theta:,.0f}, "
-        f"{yarn.original_context:,} tokens times {yarn.factor:g}",
     )
-    view.summary, view.rows = _summary(view), _rows(view)
-    slowed = [i for i, ramp in enumerate(view.ramp().tolist()) if ramp == 1]
-    end = min(LARGEST["distance"], int(yarn.factor * yarn.original_context))
-    for name, value in {
+    view.select(**selection)
+    slowed = [i for i, zone in enumerate(_zones(view)) if zone == "slowed"]
+    start = {
         "pair": slowed[len(slowed) // 2] if slowed else 0,
-        "distance": end,
-        **selection,
-    }.items():
-        setattr(view, name, value)
+        "distance": min(LARGEST["distance"], int(view.factor * view.original_context)),
+    }
+    view.select(**{**start, **selection})
+    view.title, view.summary, view.rows = _title(view), _summary(view), _rows(view)
     return view
 
 
-def _zone(ramp: float) -> str:
-    return "kept" if ramp == 0 else "slowed" if ramp == 1 else "blended"
+def _zones(view: RopeView) -> list[str]:
+    """Name what YaRN does to each pair; without it there are no zones."""
+    if view.factor == 1:
+        return ["plain"] * (view.head_dim // 2)
+    names = {0.0: "kept", 1.0: "slowed"}
+    return [names.get(ramp, "blended") for ramp in view.ramp().tolist()]
+
+
+def _title(view: RopeView) -> str:
+    pairs = f"{view.head_dim // 2} pairs, base {view.theta:,.0f}"
+    if view.factor == 1:
+        return f"RoPE: {pairs}, {view.original_context:,} tokens"
+    return f"RoPE and YaRN: {pairs}, {view.original_context:,} tokens times {view.factor:g}"
 
 
 def _summary(view: RopeView) -> str:
     plain, yarn = view.angles()
-    zones = [_zone(ramp) for ramp in view.ramp().tolist()]
+    zones = _zones(view)
     stuck = int((view.original_context * plain < 2 * math.pi).sum())
+    done, end = "This is plain RoPE: no pair is slowed", "."
+    if view.factor > 1:
+        done = (
+            f"YaRN keeps {zones.count('kept')} of {len(zones)} pairs, blends "
+            f"{zones.count('blended')} and divides {zones.count('slowed')} by {view.factor:g}"
+        )
+        end = f" with RoPE, {2 * math.pi / yarn[-1].item():,.0f} with YaRN."
     return (
-        f"YaRN keeps {zones.count('kept')} of {len(zones)} pairs, blends {zones.count('blended')} "
-        f"and divides {zones.count('slowed')} by {view.factor:g}. {stuck} pairs have not been all "
-        f"around within {view.original_context:,} tokens. The slowest turn takes "
-        f"{2 * math.pi / plain[-1].item():,.0f} tokens with RoPE, "
-        f"{2 * math.pi / yarn[-1].item():,.0f} with YaRN."
+        f"{done}. {stuck} pairs have not been all around within {view.original_context:,} tokens. "
+        f"The slowest turn takes {2 * math.pi / plain[-1].item():,.0f} tokens{end}"
     )
 
 
@@ -144,11 +160,11 @@ def _rows(view: RopeView) -> list[dict[str, Any]]:
     return [
         {
             "pair": i,
-            "zone": _zone(ramp),
+            "zone": zone,
             "ramp": f"{ramp:.2f}",
             "RoPE: tokens a turn": f"{2 * math.pi / plain[i]:,.0f}",
             "YaRN: tokens a turn": f"{2 * math.pi / yarn[i]:,.0f}",
             "turns in the original context": f"{tokens * plain[i] / 2 / math.pi:.3g}",
         }
-        for i, ramp in enumerate(view.ramp().tolist())
+        for i, (zone, ramp) in enumerate(zip(_zones(view), view.ramp().tolist(), strict=True))
     ]

@@ -5,20 +5,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from traitlets import Any as Anything
-from traitlets import Bool, Bytes, Int, List, TraitError, Unicode, validate
+from traitlets import Bool, Bytes, Int, List, TraitError, validate
 from traitlets import Float as Number
 
 from gptoss_lite import viz
 from gptoss_lite.recording import Recording, example
 from gptoss_lite.widgets.page import (
-    PageWidget,
+    TextView,
     from_bytes,
+    kept,
     module_source,
     origin,
     percent,
     require,
     to_bytes,
+    told,
 )
 
 FINE_VALUES = 2**16  # up to here 16 bits a value, above 8
@@ -27,7 +28,7 @@ FAR = 20.0  # a sink this many nats above or below the scores takes all or nothi
 MAX_SHIFT = 6.0
 
 
-class SinkView(PageWidget):
+class SinkView(TextView):
     """The sink mass of every layer, head and position; `sinks` makes one.
 
     The page holds the log-sum-exp of the scores, not the masses: sink mass = sigmoid(sink + shift
@@ -41,16 +42,14 @@ class SinkView(PageWidget):
     """
 
     view = "sinks"
+    options = ("layer", "head", "token", "shift", "sinks_on")
     _esm = module_source("sinks")
 
-    layer = Int(0).tag(sync=True)
     head = Int(0).tag(sync=True)
-    token = Int(0).tag(sync=True)
     shift = Number(0.0, min=-MAX_SHIFT, max=MAX_SHIFT).tag(sync=True)
     sinks_on = Bool(True).tag(sync=True)
 
-    tokens = List(Unicode()).tag(sync=True)  # of the positions kept
-    stride = Int(1).tag(sync=True)
+    stride = Int(1).tag(sync=True)  # each so manieth token is kept
     windows = List(Int(allow_none=True)).tag(sync=True)  # per layer; None means all keys
     n_heads = Int().tag(sync=True)
     bits = Int(16).tag(sync=True)
@@ -58,7 +57,6 @@ class SinkView(PageWidget):
     lse = Bytes().tag(sync=True)  # u8 or u16 [L H T]
     bounds = Bytes().tag(sync=True)  # f32 [L H 2]: lse at 0 and at the largest code
     sink = Bytes().tag(sync=True)  # f32 [L H]
-    recording = Anything()
 
     def mass(self) -> Float[np.ndarray, "L H T"]:
         """Return the sink masses as the page shows them, at the current shift."""
@@ -110,7 +108,7 @@ def sinks(recording: Recording | None = None, **selection: Any) -> SinkView:
     start = {"layer": layer, "head": head, "token": (n_tokens - 1) // stride * stride, **selection}
     view = SinkView(
         title=f"Attention sinks of {origin(about)}",
-        tokens=about["tokens"][::stride],
+        **kept(about["tokens"], stride=stride),
         stride=stride,
         windows=about["window"],
         n_heads=n_heads,
@@ -119,8 +117,7 @@ def sinks(recording: Recording | None = None, **selection: Any) -> SinkView:
         recording=recording,
         **_quantised(arrays["lse"][..., ::stride], arrays["sink"]),
     )
-    for name, value in start.items():
-        setattr(view, name, value)
+    view.select(**start)
     return view
 
 
@@ -144,7 +141,7 @@ def _quantised(lse: Float[np.ndarray, "L H T"], sink: Float[np.ndarray, "L H"]) 
 def _summary(mass: Float[np.ndarray, "L H"], n_tokens: int) -> str:
     layer, head = divmod(int(mass.argmax()), mass.shape[1])
     return (
-        f"Over {n_tokens} tokens the sinks take {percent(mass.mean())} of the attention, most in "
+        f"Over {told(n_tokens)} the sinks take {percent(mass.mean())} of the attention, most in "
         f"layer {layer} head {head}: {percent(mass[layer, head])}. {(mass > 0.5).sum()} of "
         f"{mass.size} heads give their sink more than half."
     )

@@ -85,23 +85,21 @@ function isDark() {
 function start(model, el) {
   const now = new Proxy({}, { get: (_, name) => model.get(name) });
   const box = h("div", { class: "gl", role: "group", "aria-label": now.title });
-  const host = h("div", { "data-lm-suppress-shortcuts": "true" });
-  host.attachShadow({ mode: "open" }).append(h("style", {}, CSS), box);
   // Outside, letters are commands: "dd" deletes the notebook's cell.
-  host.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
+  const keydown = (event) => event.ctrlKey || event.metaKey || event.stopPropagation();
+  const host = h("div", { "data-lm-suppress-shortcuts": "true", keydown });
+  host.attachShadow({ mode: "open" }).append(h("style", {}, CSS), box);
   el.append(host);
 
-  const text = now.tokens?.join("\0"); // views of one text move together
   const set = (changes, tell = true) => {
     model.set(changes);
     model.save_changes();
-    if (tell && "token" in changes) document.dispatchEvent(new CustomEvent("gl-token", { detail: { text, ...changes } }));
+    if (tell && "token" in changes) document.dispatchEvent(new CustomEvent("gl-token", { detail: { text: now.text, ...changes } }));
   };
-  const follow = ({ detail }) => detail.text === text && set({ token: detail.token }, false);
   const [controls, figures] = ["controls", "plots"].map((name) => h("div", { class: name }));
   const line = h("p", { class: "status", role: "status" });
   box.append(h("p", { class: "title" }, now.title), h("p", { class: "muted" }, now.summary), controls, line, figures);
-  return { model, now, set, follow, box, controls, line, figures, colors: {}, names: [], plots: [], measures: [], updates: [] };
+  return { model, now, set, box, controls, line, figures, colors: {}, names: [], plots: [], measures: [], updates: [] };
 }
 
 // The foot of a view and its first drawing. `status` returns the line that says what is selected,
@@ -113,7 +111,7 @@ function finish(ui, { status, tables, note }) {
     if (ui.line.textContent !== next.textContent) ui.line.replaceChildren(...next.childNodes);
   });
   ui.box.append(
-    h("p", { class: "muted" }, note + (ui.now.dropped ? ` The last ${ui.now.dropped} tokens of the recording are not shown.` : "")),
+    h("p", { class: "muted" }, note + (ui.now.first ? ` The first ${ui.now.first} tokens of the recording are not shown.` : "")),
     button(() => savePicture(ui, `${name}.png`), "Save PNG"),
     button(() => save(csv(tables()), `${name}.csv`), "Save CSV"),
     tableBelow(ui, tables));
@@ -123,12 +121,13 @@ function finish(ui, { status, tables, note }) {
 // Redraw once a frame when a trait, the theme or the width changes; return what ends it.
 function watch(ui) {
   let waiting = 0, resized, dark;
+  const ending = new AbortController(), on = (target, type, act) => target.addEventListener(type, act, { signal: ending.signal });
   const redraw = () => {
     waiting = 0;
     // Read sizes before anything is written: after that each reading would lay the page out anew.
     if (resized) for (const measure of ui.measures) measure();
     resized = false;
-    if (dark !== (dark = isDark())) {
+    if (dark !== (dark = !ui.paper && isDark())) {
       ui.box.classList.toggle("dark", dark);
       const style = getComputedStyle(ui.box);
       for (const name of THEME) ui.colors[name] = style.getPropertyValue(`--${name}`);
@@ -137,19 +136,19 @@ function watch(ui) {
   };
   const later = () => (waiting ||= requestAnimationFrame(redraw));
   const themes = new MutationObserver(later), size = new ResizeObserver(() => later((resized = true)));
-  const scheme = matchMedia("(prefers-color-scheme: dark)"), events = ui.names.map((name) => `change:${name}`).join(" ");
   for (const node of [document.documentElement, document.body])
     themes.observe(node, { attributeFilter: ["data-theme", "theme", "class", "data-jp-theme-light"] });
   size.observe(ui.box);
-  scheme.addEventListener("change", later);
-  document.addEventListener("gl-token", ui.follow);
-  ui.model.on(events, later);
+  on(matchMedia("(prefers-color-scheme: dark)"), "change", later);
+  on(document, "gl-token", ui.follow);
+  // Paper is light, and nobody scrolls it.
+  for (const type of ["beforeprint", "afterprint"]) on(window, type, () => redraw((ui.paper = type === "beforeprint")));
+  ui.model.on("change", later);
   return () => {
     themes.disconnect();
     size.disconnect();
-    scheme.removeEventListener("change", later);
-    document.removeEventListener("gl-token", ui.follow);
-    ui.model.off(events, later);
+    ending.abort();
+    ui.model.off("change", later);
   };
 }
 
@@ -188,13 +187,17 @@ function choice(ui, name, label, options, text = String, changes = (value) => ({
   control(ui, name, label, input, (value) => (input.value = value));
 }
 
-// The slider over the tokens, of which each `stride`th is here, from `first` on; `ui.index` is the
-// place of the selected one, as another view of the text may select one that is not here.
-function tokenSlider(ui, first = 0, stride = 1) {
-  const { tokens } = ui.now, last = tokens.length - 1, token = (i) => first + i * stride;
-  ui.index = () => clamp(Math.round((ui.now.token - first) / stride), 0, last);
-  ui.pick = (i) => ui.set({ token: token(i) });
-  slider(ui, "token", "Token", token(last), () => `${token(ui.index())}, ${visible(tokens[ui.index()])}`, { min: first, step: stride });
+// The slider over the tokens, of which each `stride`th is here, from `first` on. Traits and events
+// count positions of the text, `ui.index` and `ui.pick` what is here. Views of one text move together.
+function tokenSlider(ui) {
+  const { tokens, text, first, stride = 1 } = ui.now, n = tokens.length;
+  const index = (token) => clamp(Math.round((token - first) / stride), 0, n - 1);
+  ui.token = (i = ui.index()) => first + i * stride;
+  ui.index = () => index(ui.now.token);
+  ui.pick = (i, more) => ui.set({ token: ui.token(i), ...more });
+  ui.follow = ({ detail }) => detail.text === text && ui.set({ token: ui.token(index(detail.token)) }, false);
+  ui.grid = (rows) => ({ ...grid(rows, n), stride, from: first });
+  slider(ui, "token", "Token", ui.token(n - 1), () => `${ui.token()}, ${visible(tokens[ui.index()])}`, { min: first, step: stride });
 }
 
 // Paragraphs beside the drawings.
@@ -220,7 +223,7 @@ function strip(ui, value) {
   spans.forEach((span) => observer.observe(span));
   let last;
   ui.updates.push(() => {
-    inSight.forEach(show);
+    (ui.paper ? spans : inSight).forEach(show);
     if (last === ui.index()) return;
     spans[last]?.classList.remove("on");
     spans[(last = ui.index())].classList.add("on");
@@ -233,10 +236,12 @@ function strip(ui, value) {
 // A canvas with a caption. `area` is where its columns are; the rest is functions: caption, label
 // (the finding), ramp -> [low, high], draw(pen), and pick(row, column, x) of what was clicked.
 function plot(ui, { half, area, caption, label, ramp, draw, pick }) {
-  const canvas = h("canvas", { role: "img" }), g = canvas.getContext("2d");
-  const picked = ({ buttons, offsetX, offsetY }) => buttons === 1 && pick?.(...cellAt(area, offsetX, offsetY), offsetX);
-  canvas.addEventListener("pointerdown", picked);
-  canvas.addEventListener("pointermove", picked);
+  let touch; // a finger that moves scrolls the page
+  const picked = ({ type, buttons, pointerType, offsetX, offsetY }) => {
+    if (type !== "click") touch = pointerType === "touch";
+    if (touch ? type === "click" : buttons === 1) pick?.(...cellAt(area, offsetX, offsetY), offsetX);
+  };
+  const canvas = h("canvas", { role: "img", pointerdown: picked, pointermove: picked, click: picked }), g = canvas.getContext("2d");
   const title = h("span"), ends = [h("span"), h("span")], bar = h("i");
   bar.style.background = `linear-gradient(90deg, ${STOPS.map((stop) => `#${stop}`)})`;
   const figure = h("figure", { class: half ? "half" : "" },
@@ -246,7 +251,7 @@ function plot(ui, { half, area, caption, label, ramp, draw, pick }) {
   let width;
   ui.measures.push(() => (width = canvas.clientWidth));
   ui.updates.push(() => {
-    const height = area.height + (area.foot ?? 20), scale = devicePixelRatio || 1;
+    const height = area.height + (area.foot ?? 20), scale = devicePixelRatio;
     say(title, caption());
     ramp?.().forEach((end, i) => say(ends[i], String(end)));
     canvas.setAttribute("aria-label", [caption(), label?.()].filter(Boolean).join(". "));
@@ -265,8 +270,8 @@ function plot(ui, { half, area, caption, label, ramp, draw, pick }) {
   });
 }
 
-// The place of a grid of rows and columns in its canvas; `stride` positions a column.
-const grid = (rows, columns, stride = 1, tallest = 20) => ({ x: 32, y: 3, height: rows * clamp(Math.floor(300 / rows), 3, tallest), rows, columns, stride });
+// The place of a grid of rows and columns in its canvas.
+const grid = (rows, columns, tallest = 20) => ({ x: 32, y: 3, height: rows * clamp(Math.floor(300 / rows), 3, tallest), rows, columns });
 
 const cellAt = ({ x, y, width, height, rows = 1, columns = 1 }, px, py) =>
   [[(py - y) / height, rows], [(px - x) / width, columns]].map(([part, n]) => clamp(Math.floor(part * n), 0, n - 1));
@@ -284,10 +289,10 @@ class Pen {
     this.g.fillStyle = this.color(color);
     this.g.fillRect(...box);
   }
-  words(text, x, y, color = "fg", align = "left") {
+  words(text, x, y, color = "fg", align = "left", room) { // narrower letters where there is less room
     this.g.fillStyle = this.color(color);
     this.g.textAlign = align;
-    this.g.fillText(text, x, y);
+    this.g.fillText(text, x, y, room);
   }
   line(points, color, dash = [], thick = 1.8) {
     const { g } = this;
@@ -311,11 +316,10 @@ class Pen {
   }
   // A frame around a cell, a row or a column, in sight on any color.
   frame(x, y, width, height) {
-    for (const [color, thick] of [["#fff", 3.5], ["#000", 1.5]]) {
-      this.g.strokeStyle = color;
-      this.g.lineWidth = thick;
-      this.g.strokeRect(x - 1, y - 1, width + 2, height + 2);
-    }
+    this.g.beginPath();
+    this.g.rect(x - 1, y - 1, width + 2, height + 2);
+    this.stroke("#fff", 3.5);
+    this.stroke("#000", 1.5);
   }
 
   // Values from 0 to 1, row after row, as colors; NaN stays empty. `row` and `column` get a frame.
@@ -334,7 +338,7 @@ class Pen {
     g.drawImage(area.image, x, y, width, height);
     if (row !== undefined) this.frame(x, y + row * tall, width, tall);
     if (column !== undefined) this.frame(x + column * wide, y, wide, height);
-    for (let r = 0; r < rows; r += Math.ceil(12 / tall)) this.words(name(r), x - 5, y + (r + 0.5) * tall, "muted", "right");
+    for (let r = 0; r < rows; r += Math.ceil(12 / tall) | 1) this.words(name(r), x - 5, y + (r + 0.5) * tall, "muted", "right");
     this.ticks();
   }
 
@@ -368,7 +372,7 @@ class Pen {
     lines.forEach(([name, color, dash], k) => {
       const y = top + 15 * k;
       this.line([[right - 30, y], [right - 2, y]], color, dash);
-      this.words(name, right - 34, y, "fg", "right");
+      this.words(name, right - 34, y, "fg", "right", this.area.width - 38);
     });
   }
 }
@@ -389,12 +393,9 @@ function tableBelow(ui, tables) {
   const details = h("details", {}, h("summary", {}, "Show as table"), place);
   const line = (row, tag, attributes) =>
     h("tr", {}, ...row.map((v) => h(tag, attributes, v?.token === undefined ? v : quoted(v.token))));
-  const fill = () => {
-    if (!details.open) return;
-    place.replaceChildren(...tables().map(({ caption, head, body }) =>
-      h("table", {}, h("caption", {}, caption), h("thead", {}, line(head, "th", { scope: "col" })),
-        h("tbody", {}, ...body.map((row) => line(row, "td"))))));
-  };
+  const fill = () => details.open && place.replaceChildren(...tables().map(({ caption, head, body }) =>
+    h("table", {}, h("caption", {}, caption), h("thead", {}, line(head, "th", { scope: "col" })),
+      h("tbody", {}, ...body.map((row) => line(row, "td"))))));
   details.addEventListener("toggle", fill);
   ui.updates.push(fill);
   return details;
@@ -413,20 +414,33 @@ function save(blob, name) {
 
 // All drawings of the view below each other, with their captions.
 async function savePicture(ui, name) {
-  const scale = devicePixelRatio || 1, gap = 30 * scale, plots = ui.plots.filter(({ figure }) => !figure.hidden);
+  const scale = devicePixelRatio, gap = 30 * scale, plots = ui.plots.filter(({ figure }) => !figure.hidden);
   const pictures = await Promise.all(plots.map(({ canvas }) => canvas()));
-  const width = most(pictures.map((picture) => picture.width)) + gap;
-  const height = pictures.reduce((sum, picture) => sum + picture.height + gap, 2 * gap);
-  const sheet = h("canvas", { width, height }), g = sheet.getContext("2d"), pen = new Pen(ui, g);
-  pen.fill("bg", 0, 0, width, height);
-  g.font = `${13 * scale}px system-ui, sans-serif`;
-  let y = gap * 0.7;
-  pen.words(ui.now.title, gap / 2, y);
-  plots.forEach(({ caption }, i) => {
-    y += gap * 0.8;
-    pen.words(caption(), gap / 2, y);
-    g.drawImage(pictures[i], gap / 2, y + gap * 0.3);
-    y += pictures[i].height + gap * 0.2;
-  });
+  const width = most(pictures.map((picture) => picture.width)) + gap, left = gap / 2;
+  const sheet = h("canvas", { width }), g = sheet.getContext("2d"), pen = new Pen(ui, g);
+  let y;
+  const write = (text) => {
+    const words = text.split(" "), start = (n) => words.slice(0, n).join(" ");
+    for (y += gap * 0.2; words.length; ) {
+      let n = words.length;
+      while (n > 1 && g.measureText(start(n)).width > width - gap) n--;
+      pen.words(start(n), left, (y += gap * 0.6));
+      words.splice(0, n);
+    }
+  };
+  const draw = () => {
+    pen.fill("bg", 0, 0, width, sheet.height);
+    g.font = `${13 * scale}px system-ui, sans-serif`;
+    y = 0;
+    write(ui.now.title);
+    plots.forEach(({ caption }, i) => {
+      write(caption());
+      g.drawImage(pictures[i], left, y + gap * 0.3);
+      y += pictures[i].height + gap * 0.2;
+    });
+    return y + gap;
+  };
+  sheet.height = draw(); // a new size is a new canvas
+  draw();
   sheet.toBlob((blob) => save(blob, name));
 }

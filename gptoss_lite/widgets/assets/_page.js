@@ -6,28 +6,21 @@
   const STYLES = /*STYLES*/ {};
 
   // The part of anywidget's model that a drawing module may use.
-  class Model {
+  class Model extends EventTarget {
     #state;
-    #events = new EventTarget();
+    on = this.addEventListener;
+    off = this.removeEventListener;
 
     constructor(state) {
+      super();
       this.#state = state;
     }
     get(name) {
       return this.#state[name];
     }
-    set(name, value) {
-      for (const [key, next] of Object.entries(typeof name === "object" ? name : { [name]: value })) {
-        if (this.#state[key] === next) continue;
-        this.#state[key] = next;
-        this.#events.dispatchEvent(new Event(`change:${key}`));
-      }
-    }
-    on(events, callback) {
-      for (const event of events.split(" ")) this.#events.addEventListener(event, callback);
-    }
-    off(events, callback) {
-      for (const event of events.split(" ")) this.#events.removeEventListener(event, callback);
+    set(changes) {
+      Object.assign(this.#state, changes);
+      this.dispatchEvent(new Event("change"));
     }
     save_changes() {} // no kernel to tell
   }

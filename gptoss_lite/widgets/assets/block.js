@@ -120,7 +120,7 @@ function diagram(ui, shown, gone, mark, title) {
   }
   // The drawing as an image: its colors are properties of the page, so they go along.
   async function picture() {
-    const copy = drawing.cloneNode(true), scale = devicePixelRatio || 1, image = new Image(width * scale, height * scale);
+    const copy = drawing.cloneNode(true), scale = devicePixelRatio, image = new Image(width * scale, height * scale);
     for (const [name, size] of Object.entries({ width, height })) copy.setAttribute(name, size * scale);
     copy.setAttribute("style", `max-width: none; ${THEME.map((name) => `--${name}: ${ui.colors[name]}`).join(";")}`);
     copy.prepend(s("style", {}, `${CSS} .mark { animation: none; }`)); // an image shows its first moment

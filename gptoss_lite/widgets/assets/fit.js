@@ -1,6 +1,6 @@
 // What fits a memory: the sums of gptoss_lite.account in whole numbers, with coefficients from there.
 
-const PARTS = { experts: "#0a5cad", "other weights": "#9b9476", "KV cache": "#fee838", overhead: "#fff" };
+const PARTS = { experts: "#0a5cad", rest: "#9b9476", "KV cache": "#fee838", overhead: "#fff" };
 
 function render({ model, el }) {
   const ui = start(model, el), { now } = ui, { models, bits, overhead_bytes: overhead } = now;
@@ -58,7 +58,7 @@ function render({ model, el }) {
       });
       const foot = area.y + found.length * tall, end = x + memory * scale;
       box("fg", "fg", end - 1, 16, 0.5, foot - 14);
-      pen.words(where(), end + 4, 8, "fg", memory * scale > area.width / 2 ? "right" : "center");
+      pen.words(where(), end + 4, 8, "fg", memory * scale > area.width / 2 ? "right" : "left");
       if (x) return;
       let left = 2;
       for (const [name, color] of Object.entries(PARTS)) {

@@ -7,7 +7,7 @@ const COLORS = {
 };
 
 function render({ model, el }) {
-  const ui = start(model, el), { now } = ui, { tokens, first, n_layers: L, n_choices: C, pieces } = now, T = tokens.length;
+  const ui = start(model, el), { now } = ui, { tokens, n_layers: L, n_choices: C, pieces } = now, T = tokens.length;
   const [ids, ps, ranks] = ["choices", "p", "rank"].map((name) => numbers(ui, name, Uint16Array));
   const kls = numbers(ui, "kl", Float32Array), worst = most(ranks), far = most(kls);
 
@@ -26,13 +26,13 @@ function render({ model, el }) {
     }[now.color];
     return Float32Array.from(kls, (_, i) => value(i));
   });
-  const move = (layer, t) => ui.set({ layer, token: first + t });
+  const move = (layer, t) => ui.pick(t, { layer });
 
   slider(ui, "layer", "Layer", L - 1);
-  tokenSlider(ui, first);
+  tokenSlider(ui);
   choice(ui, "color", "Color shows", COLORS);
   plot(ui, {
-    area: { ...grid(L, T), from: first },
+    area: ui.grid(L),
     ramp: () => ({ p: ["0%", "100%"], rank: [`rank ${count(worst)}`, "rank 1"], kl: ["0", `${far.toFixed(1)} nats`] })[now.color],
     caption: () => `Layer by position: ${COLORS[now.color]}`,
     draw: (pen) => pen.heat(shown(), String, now.layer, ui.index()),
@@ -44,11 +44,11 @@ function render({ model, el }) {
   plot(ui, {
     area: close,
     caption: () => "First choices; above the token that is read, below and in bold the one that comes next",
-    label: () => `Around token ${first + ui.index()}; here ${visible(here()[0][0])}`,
+    label: () => `Around token ${ui.token()}; here ${visible(here()[0][0])}`,
     draw(pen) {
       const { x, y, width, height } = close, columns = clamp(Math.floor(width / 82), Math.min(2, T), T), wide = width / columns;
       const begin = clamp(ui.index() - (columns >> 1), 0, T - columns), value = (l, c) => shown()[l * T + begin + c];
-      Object.assign(close, { columns, begin, from: first + begin });
+      Object.assign(close, { columns, begin, from: ui.token(begin) });
       pen.heat(range(L).flatMap((l) => range(columns).map((c) => value(l, c))), (l) => `layer ${l}`, now.layer, ui.index() - begin);
       pen.words("reads", x - 5, 10, "muted", "right");
       pen.words("next", x - 5, y + height + 27, "muted", "right");
@@ -79,32 +79,31 @@ function render({ model, el }) {
       });
     } });
   bars({ x: 110, y: 4, right: 42, height: C * 24 }, () => here().map(([piece, p]) => [piece, share(p), p, "accent"]),
-    () => `Layer ${now.layer}, token ${first + ui.index()}: the ${C} most probable`);
-  bars({ x: 60, y: 4, right: 104, height: L * clamp(120 / L, 13, 40), rows: L }, () => {
+    () => `Layer ${now.layer}, token ${ui.token()}: the ${C} most probable`);
+  bars({ x: 60, y: 4, right: 125, height: L * clamp(120 / L, 13, 40), rows: L }, () => {
     const t = ui.index(), end = Math.max(0.1, ...range(L).map((l) => kl(l, t)));
     return range(L).map((l) => [`layer ${l}`, `${kl(l, t).toFixed(1)}, rank ${ranked(l, t)}`, kl(l, t) / end, l === now.layer ? "fg" : "accent"]);
-  }, () => `Token ${first + ui.index()}: nats from the last layer, and rank of the next`, (layer) => ui.set({ layer }));
+  }, () => `Token ${ui.token()}: nats from the last layer, and rank of the next`, (layer) => ui.set({ layer }));
   strip(ui, (t) => shown()[now.layer * T + t]);
 
   const status = () => {
     const { layer } = now, t = ui.index(), from = settled(t);
     const list = here().flatMap(([piece, p], k) => [k ? ", " : "", quoted(piece), ` ${share(p)}`]);
-    return [`Layer ${layer}, token ${first + t} `, quoted(tokens[t]), ": ", ...list, ". The text goes on with ", quoted(next(t)),
+    return [`Layer ${layer}, token ${ui.token()} `, quoted(tokens[t]), ": ", ...list, ". The text goes on with ", quoted(next(t)),
       `, here at rank ${ranked(layer, t)}${from < L ? `, first from layer ${from} on` : ", never first to the end"}; ${kl(layer, t).toFixed(2)} nats from the last layer.`];
   };
   const tables = () => {
     const { layer } = now, t = ui.index(), one = ([piece, p]) => [{ token: piece }, p.toFixed(4)];
     const head = ["rank of the next token", "nats from the last layer"], both = (l, i) => [rank(l, i), kl(l, i).toFixed(4)];
     return [
-      table(`Token ${first + t}, layer by layer`, ["layer", ...head, ...range(C).flatMap((k) => [`choice ${k + 1}`, "probability"])], L,
+      table(`Token ${ui.token()}, layer by layer`, ["layer", ...head, ...range(C).flatMap((k) => [`choice ${k + 1}`, "probability"])], L,
         (l) => [l, ...both(l, t), ...top(l, t).flatMap(one)]),
       table(`First choices after layer ${layer}`, ["position", "token", "first choice", "probability", ...head], T,
-        (i) => [first + i, { token: tokens[i] }, ...one(top(layer, i)[0]), ...both(layer, i)]),
+        (i) => [ui.token(i), { token: tokens[i] }, ...one(top(layer, i)[0]), ...both(layer, i)]),
     ];
   };
   return finish(ui, { status, tables, note: "After each block the stream goes through the model's last norm and output head, which were trained for the last block only: " +
-    "what an early layer holds in another form, this lens does not see. Ranks and nats are over the whole vocabulary." +
-    (first ? ` The first ${first} tokens of the recording are not shown.` : "") });
+    "what an early layer holds in another form, this lens does not see. Ranks and nats are over the whole vocabulary." });
 }
 
 // A text, shortened to a width.

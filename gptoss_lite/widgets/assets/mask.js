@@ -27,7 +27,7 @@ function render({ model, el }) {
 
   const end = () => Math.max(16, 2 ** Math.ceil(Math.log2(now.query + 1))); // of the drawings
   for (const i of [0, 1]) {
-    const area = { x: 56, y: 4, height: 224 };
+    const area = { x: 62, y: 4, height: 224 };
     const caption = () => {
       const [name, layers] = kinds()[i];
       return layers ? `${name} layers (${layers}): queries down, keys across` : `No ${name.toLowerCase()} layers`;
@@ -55,7 +55,7 @@ function render({ model, el }) {
     const n = now.query + 1, wide = strip.width / end();
     kinds().forEach(([, layers, most, name], i) => {
       const y = 8 + 44 * i, held = Math.min(n, most);
-      pen.words(layers ? `${layers} × ${name}: ${count(held)} held, ${count(n - held)} forgotten; ${gib(layers * held * token())}` : `No ${name}`, 2, y);
+      pen.words(layers ? `${layers} × ${name}: ${count(held)} held, ${count(n - held)} forgotten; ${gib(layers * held * token())}` : `No ${name}`, 2, y, "fg", "left", strip.width);
       pen.fill("soft", 2, y + 10, strip.width, 16);
       if (!layers) return;
       pen.fill(REST, 2, y + 16, n * wide, 4);

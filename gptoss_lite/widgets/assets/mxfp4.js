@@ -24,7 +24,6 @@ function render({ model, el }) {
   slider(ui, "weight", "Weight", N - 1, (i) => `${i}, ${short(value(i))}`);
   slider(ui, "scale", "Scale byte", 255, (v) => `${v} = ${power(v)}`);
   checkbox(ui, "high_first", "High half first");
-  ui.names.push("codes");
   ui.controls.append(h("div", {},
     button(() => ui.set({ codes: encoded.slice(0, -1), scale: encoded[16], high_first: false }), "As encoded")));
 
@@ -49,14 +48,14 @@ function render({ model, el }) {
   plot(ui, {
     half: true,
     area: cells,
-    caption: () => "16 bytes, a code in each half",
+    caption: () => `16 bytes, a code in each half; numbers times ${power(now.scale)}`,
     label: () => now.codes.map(hex).join(" "),
     draw(pen) {
       const wide = cells.width / 8;
       for (const cell of range(N)) {
         const i = at(cell), x = cells.x + (cell % 8) * wide, y = cells.y + (cell >> 3) * 50;
         pen.fill("soft", x + (cell % 2 ? 0 : 4), y, wide - 4, 46);
-        [hex(code(i))[1], short(value(i), 2).replace("0.", "."), `w${i}`].forEach((words, k) =>
+        [hex(code(i))[1], short(decode(code(i), 127)[0]), `w${i}`].forEach((words, k) =>
           pen.words(words, x + wide * 0.52, y + 9 + 14 * k, k < 2 ? "fg" : "muted", "center"));
         if (i === now.weight) pen.frame(x + 3, y + 3, wide - 6, 40);
       }
@@ -65,19 +64,19 @@ function render({ model, el }) {
   });
 
   // The axis stays where the encoded scale has it, so that a shift is seen.
-  const end = 8 * 2 ** (encoded[16] - 127), area = { x: 46, y: 3, height: 220, columns: N };
+  const end = 8 * 2 ** (encoded[16] - 127), area = { x: 32, y: 3, height: 220, columns: N };
   const yOf = (v) => area.y + (0.5 - clamp(v, -end, end) / end / 2) * area.height;
   plot(ui, {
     half: true,
     area,
-    caption: () => "Original (ring), decoded (bar); lines: numbers of this scale",
+    caption: () => `Original (ring), decoded (bar); lines: numbers times ${power(now.scale)}`,
     draw(pen) {
       const wide = area.width / N;
       let last = -13;
-      for (const v of range(15).map((k) => decode(k < 7 ? 7 - k : k + 1, now.scale)[0])) {
-        const y = yOf(v), apart = y - last >= 13;
+      for (const code of range(15).map((k) => (k < 7 ? 7 - k : k + 1))) {
+        const [v] = decode(code, now.scale), y = yOf(v), apart = y - last >= 13;
         if (!(Math.abs(v) < end)) continue;
-        pen.level(y, apart ? short(v) : "");
+        pen.level(y, apart ? short(decode(code, 127)[0]) : "");
         if (apart) last = y;
       }
       pen.ticks();

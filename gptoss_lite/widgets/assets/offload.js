@@ -2,11 +2,11 @@
 
 function render({ model, el }) {
   const ui = start(model, el), { now } = ui;
-  const { tokens, first, n_layers: L, n_experts: E, n_active: A, expert_bytes: size, links, published: big, shuffled } = now;
-  const away = numbers(ui, "away", Uint8Array), T = tokens.length, N = E + 1 - A; // slots from A to E
+  const { tokens, answer, n_layers: L, n_experts: E, n_active: A, expert_bytes: size, links, published: big, shuffled } = now;
+  const away = numbers(ui, "away", Uint8Array), T = tokens.length, N = E + 1 - A, begin = answer - now.first; // slots from A to E
   // Of each layer, the share of lookups that find their expert with A, A + 1, ... E slots.
   const rates = range(L).map((l) => {
-    const counted = away.subarray((l * T + first) * A, (l + 1) * T * A);
+    const counted = away.subarray((l * T + begin) * A, (l + 1) * T * A);
     return range(N).map((i) => counted.reduce((sum, d) => sum + (d < A + i), 0) / counted.length);
   });
   const all = range(N).map((i) => rates.reduce((sum, row) => sum + row[i], 0) / L);
@@ -26,7 +26,7 @@ function render({ model, el }) {
   slider(ui, "layer", "Layer", L - 1);
   tokenSlider(ui);
 
-  const map = { ...grid(L, N, 1, Math.max(13, Math.floor(150 / L))), from: A };
+  const map = { ...grid(L, N, Math.max(13, Math.floor(150 / L))), from: A };
   const chart = { x: 40, y: 6, height: Math.max(150, map.height), columns: N, from: A, end: 1 };
   plot(ui, {
     half: true,
@@ -57,17 +57,17 @@ function render({ model, el }) {
     draw: (pen) => pen.heat(grids, String, now.layer, index()),
     pick: (layer, i) => ui.set({ layer, slots: A + i }),
   });
-  const time = grid(L, T), parts = cached(() => now.slots, () => fetched().map((n) => n / A));
+  const time = ui.grid(L), parts = cached(() => now.slots, () => fetched().map((n) => n / A));
   plot(ui, {
     area: time,
     ramp: () => ["0", `${A} experts`],
-    caption: () => `Experts fetched with ${now.slots} slots, layer by position${first ? `; the answer begins at ${first}` : ""}`,
+    caption: () => `Experts fetched with ${now.slots} slots, layer by position${begin ? `; the answer begins at ${answer}` : ""}`,
     label: () => `${L} layers for ${T} tokens`,
     draw(pen) {
       pen.heat(parts(), String, now.layer, ui.index());
-      if (first) pen.fill("fg", time.x + (first / T) * time.width - 1, 0, 2, time.height + 8);
+      if (begin) pen.fill("fg", time.x + (begin / T) * time.width - 1, 0, 2, time.height + 8);
     },
-    pick: (layer, token) => ui.set({ layer, token }),
+    pick: (layer, i) => ui.pick(i, { layer }),
   });
 
   const sum = (name, slots, rate, of) => {
@@ -83,10 +83,10 @@ function render({ model, el }) {
   strip(ui, (t) => everywhere(t) / (L * A));
 
   const status = () => {
-    const { layer, slots } = now, token = ui.index(), rate = all[index()], load = moved(rate), [link, gb] = links[now.link];
+    const { layer, slots } = now, i = ui.index(), rate = all[index()], load = moved(rate), [link, gb] = links[now.link];
     return [`${slots} of ${E} experts a layer: ${percent(rate)} of the lookups hit, ${percent(shuffled[index()])} with the tokens shuffled. A token moves ${(load / size).toFixed(1)} experts, ` +
-      `${weight(load)}; over ${link}: ${load > 0.5 ? "at most " : ""}${told(speed(load, gb))}. Layer ${layer}, token ${token} `, quoted(tokens[token]),
-      `: ${fetched()[layer * T + token]} of ${A} experts fetched, ${everywhere(token)} in all layers.`];
+      `${weight(load)}; over ${link}: ${load > 0.5 ? "at most " : ""}${told(speed(load, gb))}. Layer ${layer}, token ${ui.token()} `, quoted(tokens[i]),
+      `: ${fetched()[layer * T + i]} of ${A} experts fetched, ${everywhere(i)} in all layers.`];
   };
   const tables = () => {
     const known = Object.fromEntries(big.rates), paths = Object.values(links), limit = (n) => (n === Infinity ? "" : n.toFixed(1));
@@ -95,12 +95,12 @@ function render({ model, el }) {
         [A + i, all[i].toFixed(4), shuffled[i].toFixed(4), (same && known[A + i]) || "", Math.round(moved(all[i])),
           ...paths.map(([, gb]) => limit(speed(moved(all[i]), gb))), ...rates.map((row) => row[i].toFixed(4))]),
       table(`Experts fetched with ${now.slots} slots`, ["position", "token", `layer ${now.layer}`, "all layers", "counts"], T, (t) =>
-        [t, { token: tokens[t] }, fetched()[now.layer * T + t], everywhere(t), t < first ? "no" : "yes"]),
+        [ui.token(t), { token: tokens[t] }, fetched()[now.layer * T + t], everywhere(t), t < begin ? "no" : "yes"]),
     ];
   };
   return finish(ui, { status, tables, note:
     "Each layer keeps the experts it used last. Only moving experts is counted: computing and reading memory come on top, and what a program fetches ahead is not modeled. " +
-    `${first ? "The prompt is read in one pass; it only fills the cache. " : ""}Published: LRU over 25 answers of gpt-oss-20b to benchmark questions, from the expert lists of AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting (Apache-2.0); ` +
+    `${begin ? "The prompt is read in one pass; it only fills the cache. " : ""}Published: LRU over 25 answers of gpt-oss-20b to benchmark questions, from the expert lists of AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting (Apache-2.0); ` +
     `its control with shuffled tokens: ${big.shuffled.map(([n, rate]) => `${percent(rate)} at ${n} slots`).join(", ")}.` });
 }
 

@@ -10,8 +10,8 @@ function rotations({ head_dim, theta, beta_fast, beta_slow, factor, original_con
   [low, high] = [Math.max(low, 0), Math.min(high, head_dim - 1)];
   if (low === high) high += 0.001;
   return range(half).map((i) => {
-    const ramp = clamp((i - low) / (high - low), 0, 1), plain = theta ** (-i / half);
-    return { ramp, plain, yarn: (plain / factor) * ramp + plain * (1 - ramp), zone: ["kept", "blended", "slowed"][Math.ceil(ramp) + (ramp === 1)] };
+    const ramp = factor > 1 ? clamp((i - low) / (high - low), 0, 1) : 0, plain = theta ** (-i / half);
+    return { ramp, plain, yarn: (plain / factor) * ramp + plain * (1 - ramp), zone: factor > 1 ? ["kept", "blended", "slowed"][Math.ceil(ramp) + (ramp === 1)] : "plain" };
   });
 }
 

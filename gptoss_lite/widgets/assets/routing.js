@@ -41,14 +41,14 @@ function render({ model, el }) {
   slider(ui, "expert", "Follow expert", E - 1);
   choice(ui, "color", "Overview shows", COLORS);
   plot(ui, {
-    area: grid(L, T),
+    area: ui.grid(L),
     ramp: () => ({ weight: [percent(low), percent(top)], kept: [0, A], expert: ["0%", percent(top)] })[now.color],
     caption: () => `Layer by position: ${title()}`,
     label: () => `${L} layers by ${T} tokens`,
     draw: (pen) => pen.heat(overview(), String, now.layer, ui.index()),
-    pick: (layer, token) => ui.set({ layer, token }),
+    pick: (layer, i) => ui.pick(i, { layer }),
   });
-  const map = { ...grid(E, T), right: 104 };
+  const map = { ...ui.grid(E), right: 104 };
   plot(ui, {
     area: map,
     ramp: () => ["0%", percent(top)],
@@ -66,14 +66,14 @@ function render({ model, el }) {
       pen.line([[left + even * unit, y], [left + even * unit, y + height]], "muted", [3, 2], 1);
       pen.words(`up to ${percent(end)}`, x + width + right, y + height + 10, "muted", "right");
     },
-    pick: (expert, token, x) => ui.set(x > map.x + map.width ? { expert } : { expert, token }),
+    pick: (expert, i, x) => (x > map.x + map.width ? ui.set({ expert }) : ui.pick(i, { expert })),
   });
   strip(ui, (t) => overview()[now.layer * T + t]);
 
   const status = () => {
-    const { layer, expert } = now, token = ui.index(), cell = layer * T + token;
+    const { layer, expert } = now, i = ui.index(), cell = layer * T + i;
     const list = work(cell).map(([e, w]) => `expert ${e} (${percent(w)})`).join(", ");
-    return [`Layer ${layer}, token ${token} `, quoted(tokens[token]), `: ${list}.${token ? ` ${kept[cell]} of ${A} kept from the token before.` : ""}` +
+    return [`Layer ${layer}, token ${ui.token()} `, quoted(tokens[i]), `: ${list}.${i ? ` ${kept[cell]} of ${A} kept from the token before.` : ""}` +
       ` Expert ${expert} works for ${percent(load(expert))} of the tokens in this layer, ${times(expert)}.`];
   };
   const tables = () => [
@@ -81,7 +81,7 @@ function render({ model, el }) {
       (e) => [e, load(e).toFixed(3), (load(e) / even).toFixed(2)]),
     table(`Experts in layer ${now.layer}`, ["position", "token", ...range(A).flatMap((k) => [`expert ${k + 1}`, "weight"]), "kept"], T, (t) => {
       const cell = now.layer * T + t;
-      return [t, { token: tokens[t] }, ...work(cell).flatMap(([e, w]) => [e, w.toFixed(3)]), t ? kept[cell] : ""];
+      return [ui.token(t), { token: tokens[t] }, ...work(cell).flatMap(([e, w]) => [e, w.toFixed(3)]), t ? kept[cell] : ""];
     }),
   ];
   return finish(ui, { status, tables, note: "Empty cells: the expert did not work. Under the text the bars show the same as the overview, for this layer. Weights are at most 0.002 off." });

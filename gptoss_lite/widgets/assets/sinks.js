@@ -23,11 +23,11 @@ function render({ model, el }) {
 
   slider(ui, "layer", "Layer", L - 1, (v) => `${v}, ${kind(v)}`);
   slider(ui, "head", "Head", H - 1);
-  tokenSlider(ui, 0, stride);
+  tokenSlider(ui);
   slider(ui, "shift", "Shift all sinks", 6, (v) => (v ? (v > 0 ? "+" : "") + v.toFixed(1) : "0, as learned"), { min: -6, step: 0.1 });
   checkbox(ui, "sinks_on", "Sinks on");
 
-  const overview = grid(L, H, 1, 26), meanEnd = () => scaleEnd(means());
+  const overview = grid(L, H, 26), meanEnd = () => scaleEnd(means());
   plot(ui, {
     half: true,
     area: overview,
@@ -71,19 +71,19 @@ function render({ model, el }) {
   // The first tokens have few keys to read; their masses would leave the rest dark.
   const layerEnd = cached(() => [now.layer, now.sinks_on, now.shift], () => scaleEnd(ofLayer(), 0.95));
   plot(ui, {
-    area: grid(H, T, stride),
+    area: ui.grid(H),
     ramp: () => ["0%", percent(layerEnd()) + (layerEnd() < 1 ? " or more" : "")],
     caption: () => `Layer ${now.layer} (${kind(now.layer)}): sink mass, head by position`,
     label: () => `${H} heads by ${T} positions`,
     draw: (pen) => pen.heat(ofLayer().map((v) => v / layerEnd()), String, now.head, ui.index()),
-    pick: (head, i) => ui.set({ head, token: i * stride }),
+    pick: (head, i) => ui.pick(i, { head }),
   });
   strip(ui, (i) => mass(i) / layerEnd());
 
   const status = () => {
-    const i = ui.index(), p = mass(i), n = Math.min(i * stride + 1, windows[now.layer] ?? Infinity);
+    const i = ui.index(), p = mass(i), n = Math.min(ui.token() + 1, windows[now.layer] ?? Infinity);
     const [keys, share] = n === 1 ? ["the one key in sight", "takes"] : [`the ${n} keys in sight`, "share"];
-    const where = [`Layer ${now.layer} (${kind(now.layer)}), head ${now.head}, token ${i * stride} `, quoted(tokens[i]), ": "];
+    const where = [`Layer ${now.layer} (${kind(now.layer)}), head ${now.head}, token ${ui.token()} `, quoted(tokens[i]), ": "];
     if (!now.sinks_on) return [...where, `sinks off, ${keys} ${share} everything. The learned sink took ${percent(learned(i))}.`];
     const grow = p > 0.99 ? "over 100" : (1 / (1 - p)).toFixed(p > 0.9 ? 0 : 1);
     return [...where, `the sink takes ${percent(p)}, ${keys} ${share} ${percent(1 - p)}. Without it each weight would be ${grow} times as large.`];
@@ -92,11 +92,11 @@ function render({ model, el }) {
   const tables = () => [
     table("Mean sink mass", ["layer", ...heads], L, (l) => [mark(l), ...heads.map((_, head) => means()[l * H + head].toFixed(3))]),
     table(`Sink mass in layer ${now.layer}`, ["position", "token", ...heads], T,
-      (i) => [i * stride, { token: tokens[i] }, ...heads.map((_, head) => ofLayer()[head * T + i].toFixed(3))]),
+      (i) => [ui.token(i), { token: tokens[i] }, ...heads.map((_, head) => ofLayer()[head * T + i].toFixed(3))]),
   ];
   return finish(ui, { status, tables, note: "S: sliding window, F: full attention. Sink mass = sigmoid(sink + shift − lse), computed in this page from the recorded " +
     `log-sum-exp of the scores, at most ${now.error} off. Each head moves by itself: the layers before it are held fixed, though in the ` +
-    `model a shift would change what they hand on.${stride > 1 ? ` Only every ${stride}th position is kept.` : ""}` });
+    `model a shift would change what they hand on.${stride > 1 ? ` Only one position in ${stride} is kept.` : ""}` });
 }
 
 export default { render };
