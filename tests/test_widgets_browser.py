@@ -419,6 +419,21 @@ def test_paper_is_light_and_shows_the_whole_text(page: Watched, tmp_path: Path):
     page.clean()
 
 
+def test_the_book_prints_its_dark_theme_in_dark_ink(page: Watched):
+    style = (ASSETS.parents[2] / "book" / "_static" / "gptoss.css").read_text(encoding="utf-8")
+    pale = "--pst-color-text-base: #ced6dd; color: var(--pst-color-text-base); background: #14181e"
+    page.page.set_content(
+        f'<html data-theme="dark"><style>html[data-theme="dark"] {{ {pale}; }} '
+        f"html[data-theme='dark'] .highlight .k {{ color: #ffa07a; }} {style}</style>"
+        '<p>Text</p><div class="highlight"><span class="k">if</span></div></html>'
+    )
+    for media, inks in (("print", ["rgb(34, 40, 50)"] * 2), ("screen", ["rgb(206, 214, 221)"])):
+        page.page.emulate_media(media=media)
+        found = [page.page.locator(name) for name in ("p", ".k")]
+        colors = [node.evaluate("node => getComputedStyle(node).color") for node in found]
+        assert colors[: len(inks)] == inks
+
+
 def test_without_scripts_the_finding_remains(browser: Any, any_saved: Path, any_view: PageWidget):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -190,7 +190,7 @@ function choice(ui, name, label, options, text = String, changes = (value) => ({
 // The slider over the tokens, of which each `stride`th is here, from `first` on. Traits and events
 // count positions of the text, `ui.index` and `ui.pick` what is here. Views of one text move together.
 function tokenSlider(ui) {
-  const { tokens, text, first, stride = 1 } = ui.now, n = tokens.length;
+  const { tokens, text, first = 0, stride = 1 } = ui.now, n = tokens.length;
   const index = (token) => clamp(Math.round((token - first) / stride), 0, n - 1);
   ui.token = (i = ui.index()) => first + i * stride;
   ui.index = () => index(ui.now.token);
