@@ -303,7 +303,7 @@ def test_download_prints_the_folder(capsys, monkeypatch, folder):
         (["bench", "--folder", "x"], "--folder is of random weights"),
         (["bench", "--context", "5000"], "context_tokens=5,000 and new_tokens=32 after them are"),
         (["bench", "--prompt-tokens", "2000"], "2,032, but this model reads at most 1,024."),
-        (["bench", "--synthetic", "gpt-oss-20b", "--context", "131072"], "at most 131,072."),
+        (["bench", "--synthetic", "gpt-oss-nano", "--context", "993"], "1,025, but this model"),
         (["bench", "gpt2", "--model", "gpt2"], "measures one model: give gpt2 or --model gpt2."),
         (["bench", "gpt2", "--synthetic", "x"], "one model: give --synthetic x or gpt2."),
         (["bench", ""], '"" is no model'),

@@ -121,6 +121,15 @@ def test_a_broken_model_is_not_recorded(model, damaged):
         record(broken, load_tokenizer("gpt-oss-nano"), IDS)
 
 
+def test_an_expert_that_only_earlier_tokens_meet_is_seen_to_be_broken(model, run):
+    chosen = run.arrays["expert_idx"][-1]  # in the last layer, after which no position looks back
+    (expert, *_) = set(chosen[:-1].flatten().tolist()) - set(chosen[-1].tolist())
+    broken = copy.deepcopy(model)
+    broken.state_dict()["blocks.2.ffn.down.bias"][expert] = torch.nan
+    with pytest.raises(ShapeError, match="numbers are not finite"):
+        record(broken, load_tokenizer("gpt-oss-nano"), IDS)
+
+
 def test_other_files_are_no_recordings(run, tmp_path):
     with pytest.raises(CheckpointError, match="There is no recording at"):
         Recording.load(tmp_path / "nothing")
