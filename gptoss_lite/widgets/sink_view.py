@@ -49,7 +49,7 @@ class SinkView(TextView):
     shift = Number(0.0, min=-MAX_SHIFT, max=MAX_SHIFT).tag(sync=True)
     sinks_on = Bool(True).tag(sync=True)
 
-    stride = Int(1).tag(sync=True)  # each so manieth token is kept
+    stride = Int(1).tag(sync=True)  # one token in so many is kept
     windows = List(Int(allow_none=True)).tag(sync=True)  # per layer; None means all keys
     n_heads = Int().tag(sync=True)
     bits = Int(16).tag(sync=True)
