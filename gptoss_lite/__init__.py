@@ -6,7 +6,6 @@ The figures (`gl.viz`) and the page widgets (`gl.widgets`) are imported on first
 from importlib import import_module
 from types import ModuleType
 
-from gptoss_lite import interrupt as interrupt  # isort: skip - before what imports torch
 from gptoss_lite import account, mxfp4
 from gptoss_lite import kernels as kernels  # registers the fast versions
 from gptoss_lite.account import fit

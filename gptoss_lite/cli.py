@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from gptoss_lite import account, bench, hub, interrupt, parallel, parity, recording
+from gptoss_lite import account, bench, hub, parallel, parity, recording
 from gptoss_lite.cache import KVCache
 from gptoss_lite.checkpoint import WORK_PREFIX, check_tensors, load, save_checkpoint
 from gptoss_lite.config import ModelConfig
@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `parity` returns 1 if a row fails.
     """
-    interrupt.as_usual()
     args = _parser().parse_args(argv)
     try:
         status = _run_as_rank(args) if parallel.is_launched() else args.run(args)
@@ -67,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print(interrupt.STOPPED, file=sys.stderr)
-        return interrupt.INTERRUPTED
+        print("\ngptoss-lite: stopped.", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output went away, such as `| head`
         sys.stderr.close()
         return 0

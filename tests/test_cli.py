@@ -1,12 +1,8 @@
 """The command line: each command on small checkpoints, and one sentence for each mistake."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -408,38 +404,6 @@ def test_interrupt_ends_quietly(capsys, monkeypatch, folder):
     status, _, problem = run(capsys, "generate", "hi", "--model", folder)
     assert status == 130
     assert problem == "\ngptoss-lite: stopped.\n"
-
-
-@pytest.mark.parametrize("start", ["-m", "script"])
-def test_interrupt_while_torch_is_imported_ends_quietly(tmp_path, start):
-    """A stand-in for torch waits to be interrupted; the package is imported as the command."""
-    (tmp_path / "torch.py").write_text(
-        "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
-    )
-    script = tmp_path / "gptoss-lite"
-    script.write_text("import sys\nfrom gptoss_lite.cli import main\nsys.exit(main())\n")
-    paths = os.pathsep.join((str(tmp_path), str(Path(cli.__file__).parents[1])))
-    words = ["-m", "gptoss_lite"] if start == "-m" else [str(script)]
-    with subprocess.Popen(
-        [sys.executable, *words, "fit"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    ) as command:
-        assert command.stdout
-        assert command.stdout.readline() == "importing\n"
-        command.send_signal(signal.SIGINT)
-        _, problem = command.communicate(timeout=30)
-    assert (command.returncode, problem) == (130, "\ngptoss-lite: stopped.\n")
-
-
-def test_importing_the_package_leaves_ctrl_c_alone():
-    code = (
-        "import signal, gptoss_lite\n"
-        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
