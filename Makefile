@@ -44,6 +44,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || "$(PYTHON)" -m venv .venv || { rm -rf .venv; echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing into .venv (once; some minutes when nothing is cached) ..."
 	@$(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,book]'
+	@# OpenAI's own model, to compare with. It asks for Python 3.12 and much that its torch part does without.
+	@$(PY) -m pip install -qq --disable-pip-version-check --no-deps --ignore-requires-python 'gpt-oss==0.0.9'
 	@$(PY) -c 'import matplotlib.pyplot'  # builds the font cache here, not in a notebook
 	@touch $(STAMP)
 

@@ -5,7 +5,7 @@ Pure arithmetic on integers; no torch. GiB is 2 ** 30 bytes, GB is 10 ** 9, and 
 
 from dataclasses import asdict, dataclass
 
-from gptoss_lite.config import MXFP4_BLOCK, ModelConfig
+from gptoss_lite.config import MXFP4_BLOCK, ModelConfig, require_config
 from gptoss_lite.errors import ConfigError
 
 GIB = 2**30
@@ -22,7 +22,7 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
         Keys: embedding, positions, attention, norms, router, expert_weights, expert_biases (or
         ffn_weights, ffn_biases without experts), unembedding (0 if tied).
     """
-    _check_config(config)
+    require_config(config)
     c = config
     q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     attention = 2 * c.d_model * (q_width + kv_width)
@@ -178,7 +178,7 @@ def kv_bytes(
         >>> kv_bytes(PRESETS["gpt-oss-20b"], 131_072) / 2**30
         3.0029296875
     """
-    _check_config(config)
+    require_config(config)
     if context_tokens < 0 or batch < 0:
         raise ConfigError(f"context_tokens={context_tokens} and batch={batch} cannot be negative.")
     if dtype == "mxfp4":
@@ -280,7 +280,7 @@ def flops(config: ModelConfig, context_tokens: int = 0) -> int:
 
 def matmul_flops(config: ModelConfig) -> int:
     """Count the operations of one token's matrix products: 2 for each weight it meets."""
-    _check_config(config)
+    require_config(config)
     c = config
     attention = 2 * c.d_model * (c.n_heads + c.n_kv_heads) * c.head_dim
     ffn = (2 if c.ffn == "gelu" else 3) * c.d_model * c.d_ff
@@ -295,7 +295,7 @@ def attention_flops(config: ModelConfig, context_tokens: int) -> int:
     Raises:
         ConfigError: a negative context.
     """
-    _check_config(config)
+    require_config(config)
     if context_tokens < 0:
         raise ConfigError(f"context_tokens={context_tokens} cannot be negative.")
     total = 0
@@ -338,14 +338,6 @@ def step_limit(
     read_s = sum(step_bytes(config, context_tokens, batch=batch).values()) / bandwidth
     compute_s = batch * flops(config, context_tokens) / flops_per_s
     return batch / max(read_s, compute_s)
-
-
-def _check_config(config: ModelConfig) -> None:
-    if not isinstance(config, ModelConfig):
-        raise ConfigError(
-            f"{str(config)[:60]!r} is not a ModelConfig. For a known model, give its preset: "
-            'gptoss_lite.PRESETS["gpt-oss-20b"].'
-        )
 
 
 @dataclass(frozen=True)
