@@ -144,8 +144,7 @@ def _summary(
     agree = (ids[:, :, 0] == ids[-1, :, 0]).mean(-1)
     early = np.bincount(_settled(rank), minlength=len(rank) + 1)
     text = (
-        f"Over {tokens} layer 0 already names the last layer's first choice at "
-        f"{percent(agree[0])}"
+        f"Over {tokens} layer 0 already names the last layer's first choice at {percent(agree[0])}"
     )
     if len(rank) > 2:
         text += f", layer {len(rank) - 2} at {percent(agree[-2])}"
