@@ -208,41 +208,38 @@ def test_each_step_of_training_lowers_the_loss_on_what_it_saw() -> None:
 
 # --- mistakes ------------------------------------------------------------------------------------
 
+NO_IDS = (
+    "tokens must be int64 or int32 of shape [batch, length], got {}. Wrap one sequence as "
+    "torch.tensor([ids])."
+)
 MISTAKES = {
     "one sequence without a batch": (
         torch.zeros(5, dtype=torch.long),
-        "tokens must be int64 or int32 of shape [batch, length], got torch.int64 [5]. "
-        "Wrap one sequence as torch.tensor([ids]).",
+        NO_IDS.format("torch.int64 [5]"),
     ),
     "one axis too many": (
         torch.zeros(1, 2, 3, dtype=torch.long),
-        "tokens must be int64 or int32 of shape [batch, length], got torch.int64 [1, 2, 3]. "
-        "Wrap one sequence as torch.tensor([ids]).",
+        NO_IDS.format("torch.int64 [1, 2, 3]"),
     ),
     "embeddings instead of ids": (
         torch.zeros(2, 3),
-        "tokens must be int64 or int32 of shape [batch, length], got torch.float32 [2, 3]. "
-        "Wrap one sequence as torch.tensor([ids]).",
+        NO_IDS.format("torch.float32 [2, 3]"),
     ),
     "a list": (
         [[1, 2]],
-        "tokens must be int64 or int32 of shape [batch, length], got a list. "
-        "Wrap one sequence as torch.tensor([ids]).",
+        NO_IDS.format("a list"),
     ),
     "no numbers": (
         torch.zeros(2, 3, dtype=torch.bool),
-        "tokens must be int64 or int32 of shape [batch, length], got torch.bool [2, 3]. "
-        "Wrap one sequence as torch.tensor([ids]).",
+        NO_IDS.format("torch.bool [2, 3]"),
     ),
     "bytes": (
         torch.zeros(2, 3, dtype=torch.uint8),
-        "tokens must be int64 or int32 of shape [batch, length], got torch.uint8 [2, 3]. "
-        "Wrap one sequence as torch.tensor([ids]).",
+        NO_IDS.format("torch.uint8 [2, 3]"),
     ),
     "complex numbers": (
         torch.zeros(2, 3, dtype=torch.complex64),
-        "tokens must be int64 or int32 of shape [batch, length], got torch.complex64 [2, 3]. "
-        "Wrap one sequence as torch.tensor([ids]).",
+        NO_IDS.format("torch.complex64 [2, 3]"),
     ),
     "no tokens": (
         torch.zeros(2, 0, dtype=torch.long),
