@@ -282,9 +282,8 @@ def available_memory(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         # What an earlier model left with torch is free for the next one.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        ), total
+        left = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + left, total
     total = (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if hasattr(os, "sysconf")

@@ -53,6 +53,7 @@ def test_what_a_machine_lacks(
     assert machine.lacks() == "this GPU (compute capability 6.1) is too old: Triton needs 7.5"
     machine.gpus = [T4]
     assert machine.lacks() is None
+    assert gpu.capability_of(torch.device("cpu")) > NEW  # the interpreter, beside a real GPU
     machine.programs = set()
     assert machine.lacks() == "there is no C compiler (gcc or clang), which Triton needs"
     monkeypatch.setenv("CC", "/opt/cc")

@@ -63,8 +63,9 @@ def missing() -> str | None:
 
 @lru_cache
 def capability_of(device: torch.device | int) -> tuple[int, int]:
-    """Return a GPU's compute capability; the newest there is, where the CPU plays the GPU."""
-    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (99, 0)
+    """Return a GPU's compute capability; for a CPU that plays one, newer than any."""
+    is_cpu = isinstance(device, torch.device) and device.type == "cpu"
+    return (99, 0) if is_cpu else torch.cuda.get_device_capability(device)
 
 
 def too_old(device: torch.device | int) -> str | None:
