@@ -32,6 +32,7 @@ from tests.chromium import PHONE
 from tests.test_book_tools import extension
 
 DESKTOP = (1000, 900)
+ROOT = "document.querySelector('.gl-widget-live > div').shadowRoot"  # of a page's first view
 
 pytestmark = pytest.mark.site
 
@@ -463,13 +464,37 @@ def test_no_sideways_scrolling_and_targets_of_24_pixels(
 def test_colors_follow_the_theme(page: Watched, any_saved: Path, scheme: str):
     page.page.emulate_media(color_scheme=scheme)
     page.open(any_saved)
-    box = "document.querySelector('.gl-widget-live > div').shadowRoot.querySelector('.gl')"
-    color = f"getComputedStyle({box}).backgroundColor"
+    color = f"getComputedStyle({ROOT}.querySelector('.gl')).backgroundColor"
     shown = {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 28)"}
     page.until(f"{color} === '{shown[scheme]}'")
     other = "light" if scheme == "dark" else "dark"
     page.page.evaluate(f"document.documentElement.dataset.theme = '{other}'")
     page.until(f"{color} === '{shown[other]}'")
+
+
+def drawn_again(page: Watched) -> None:
+    """Let the theme change, which draws the view anew."""
+    color = f"getComputedStyle({ROOT}.querySelector('.gl')).backgroundColor"
+    before = page.page.evaluate(color)
+    page.page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.until(f"{color} !== '{before}'")
+    page.settle()
+
+
+def test_the_focus_stays_when_all_is_drawn_anew(page: Watched, any_saved: Path):
+    page.open(any_saved)
+    controls = f"[...{ROOT}.querySelectorAll('input, select, button, summary, a, [tabindex]')]"
+    shown = f"{controls}.filter(node => node.checkVisibility() && node.tabIndex === 0)"
+    many = page.page.evaluate(f"(window.controls = {shown}).length")
+    assert many >= 6
+    for i in range(many):
+        page.page.evaluate(
+            f"document.documentElement.dataset.theme = 'light'; controls[{i}].focus()"
+        )
+        page.settle()
+        drawn_again(page)
+        assert page.page.evaluate(f"{ROOT}.activeElement === controls[{i}]"), i
+    page.clean()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -639,6 +664,9 @@ def test_chapters_are_linked_where_the_page_has_them(page: Watched, tmp_path: Pa
     assert [link.inner_text() for link in links] == ["chapter 07"]
     assert links[0].get_attribute("href").endswith("/sub/07_gqa_cache.html")
     assert "chapter 01" in page.page.locator(".about").inner_text()  # no link, but named
+    links[0].focus()
+    drawn_again(page)
+    assert page.page.evaluate(f"{ROOT}.activeElement?.innerText") == "chapter 07"
     page.clean()
 
 

@@ -200,11 +200,14 @@ function tokenSlider(ui) {
   slider(ui, "token", "Token", ui.token(n - 1), () => `${ui.token()}, ${visible(tokens[ui.index()])}`, { min: first, step: stride });
 }
 
-// Paragraphs beside the drawings.
+// Paragraphs beside the drawings. What is the same stays: a new link would not have the focus.
 function panel(ui, content, attributes = {}) {
   const place = h("div", attributes);
   ui.figures.append(place);
-  ui.updates.push(() => place.replaceChildren(...content()));
+  ui.updates.push(() => {
+    const next = h("div", attributes, ...content());
+    if (!place.isEqualNode(next)) place.replaceChildren(...next.childNodes);
+  });
 }
 
 // The text itself: a click selects a token, the bar under it is as thick as its value, 0 to 1.
