@@ -49,8 +49,8 @@ def benchmark(name: str) -> dict[str, Any]:
     """Read a recorded benchmark, made by a script of `benchmarks/` with random weights.
 
     Args:
-        name: "cpu_4_layers", "cpu_24_layers" (programs beside each other on gpt-oss-20b's sizes)
-            or "profile" (where the time of one token goes).
+        name: "cpu_4_layers", "cpu_4_layers_again", "cpu_24_layers" (programs beside each other on
+            gpt-oss-20b's sizes) or "profile" (where the time of one token goes).
 
     Returns:
         `cpu`, `date`, `settings`, `bandwidth_bytes_per_s`; then `peers` and
@@ -62,7 +62,8 @@ def benchmark(name: str) -> dict[str, Any]:
     file = files("gptoss_lite").joinpath("data", "benchmarks", f"{name}.json")
     if not file.is_file():
         raise GptOssLiteError(
-            f"No benchmark {name!r} is recorded: cpu_4_layers, cpu_24_layers, profile."
+            f"No benchmark {name!r} is recorded: cpu_4_layers, cpu_4_layers_again, cpu_24_layers, "
+            "profile."
         )
     return json.loads(file.read_text(encoding="utf-8"))
 

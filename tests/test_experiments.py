@@ -274,7 +274,7 @@ def test_by_length_draws_a_line_a_run(folder):
 # --- recorded benchmarks -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cpu_4_layers", "cpu_24_layers"])
+@pytest.mark.parametrize("name", ["cpu_4_layers", "cpu_4_layers_again", "cpu_24_layers"])
 def test_recorded_peers(name):
     run = experiments_data.benchmark(name)
     assert run["weights"] == "random"
