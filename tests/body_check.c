@@ -87,8 +87,11 @@ static void check_decode(int off) {
 
 static void check_dense(int64_t width, int bf16, int off) {
     char *rows[2] = {numbers(width, bf16, off), numbers(width, bf16, off)};
-    float *x = numbers(width, 0, 0), out[2];
+    uint16_t *halves = numbers(width, 1, 2);
+    float *x = numbers(width, 0, 0), out[2], other[2];
+    for (int64_t i = 0; i < width && bf16; i++) x[i] = number_at(halves, i, 1);
     dot_dense(rows[0], rows[1], bf16, x, width, out);
+    dot_halves(rows[0], rows[1], halves, width, other);
     for (int r = 0; r < 2; r++) {
         double exact = 0, size = 0;
         for (int64_t i = 0; i < width; i++) {
@@ -96,9 +99,10 @@ static void check_dense(int64_t width, int bf16, int off) {
             exact += product, size += fabs(product);
         }
         near(out[r], exact, size, width);
+        if (bf16 && BODY == AVX512_BF16) near(other[r], exact, size, width);
         free(rows[r] - off);
     }
-    free(x);
+    free(x), free(halves - 1);
 }
 
 static void check_packed(int64_t groups, int extreme, int off) {

@@ -134,9 +134,10 @@ def test_dense_products_from_strided_and_misaligned_memory(
     assert_dense(x[0, 0], whole[:, 0, 5:], None)
 
 
-def test_dense_products_keep_infinities_and_nan(body: str) -> None:
-    weight = torch.ones(3, 40)
-    x = torch.ones(3, 40)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dense_products_keep_infinities_and_nan(body: str, dtype: torch.dtype) -> None:
+    weight = torch.ones(3, 40, dtype=dtype)
+    x = torch.ones(3, 40, dtype=dtype)
     x[1, 7], x[2, 39] = torch.inf, torch.nan
     got = linear(x, weight)
     assert (got[0] == 40).all()

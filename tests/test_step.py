@@ -243,7 +243,8 @@ def test_a_changed_model_is_read_anew(change: Callable[[Transformer], None]) -> 
     change(model)
     gc.collect()  # what was replaced is gone from memory
     after, plain = (read(model, ids, backend, 3)[0] for backend in ("auto", "plain"))
-    bound = 5e-2 if model.norm.weight.dtype == torch.bfloat16 else 1e-4
+    # in bfloat16 each is some 0.07 off the float32 answer: see the comparison with it above
+    bound = 0.15 if model.norm.weight.dtype == torch.bfloat16 else 1e-4
     torch.testing.assert_close(after, plain, rtol=bound, atol=bound)
     assert (after - before).abs().max() > 1e-3
 

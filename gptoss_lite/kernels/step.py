@@ -3,8 +3,9 @@
 Block by block from Python, what is not a product with weights takes an eighth of a token's time:
 while 3.7 GB of weights pass through the CPU's caches, nothing that Python needs stays in them.
 
-Everything between the weights is float32, so the answers are closer to the exact ones than those
-of the plain version, which rounds to bfloat16 after every operation.
+Everything between the weights is float32, but for what enters a product where the CPU multiplies
+bfloat16. So the answers are closer to the exact ones than those of the plain version, which rounds
+to bfloat16 after every operation.
 """
 
 import ctypes

@@ -63,6 +63,33 @@ INLINE void dot_dense(const char *a, const char *b, int bf16, const float *x, in
     }
 }
 
+#if BODY == AVX512_BF16
+INLINE __m512bh load_halves(const void *numbers, int64_t i, __mmask32 there) {
+    return (__m512bh)_mm512_maskz_loadu_epi16(there, (const uint16_t *)numbers + i);
+}
+
+/* The same for an x of bfloat16: a third of the instructions, so more of them fit into the time
+   that memory leaves. vdpbf16ps adds the products of two neighbours to each lane; their sums are
+   float32, but it takes numbers below 1e-38 for zero. */
+INLINE void dot_halves(const char *a, const char *b, const uint16_t *x, int64_t width,
+                       float out[2]) {
+    vec sums[2] = {splat(0), splat(0)};
+    for (int64_t i = 0; i < width; i += 2 * LANES) { /* a mask ends the last one with its row */
+        __mmask32 there = width - i < 2 * LANES ? (1u << (width - i)) - 1 : ~0u;
+        __m512bh numbers = load_halves(x, i, there);
+        sums[0] = _mm512_dpbf16_ps(sums[0], load_halves(a, i, there), numbers);
+        sums[1] = _mm512_dpbf16_ps(sums[1], load_halves(b, i, there), numbers);
+    }
+    for (int r = 0; r < 2; r++) out[r] = sum(sums[r]);
+}
+#else
+INLINE void dot_halves(const char *a, const char *b, const uint16_t *x, int64_t width,
+                       float out[2]) {
+    (void)a, (void)b, (void)x, (void)width;
+    out[0] = out[1] = __builtin_nanf(""); /* never asked for */
+}
+#endif
+
 /* Asked for this early, bytes arrive from memory in time: decoding keeps the CPU too busy to look
    that far ahead by itself. They are read once (the 0). Past the matrix's end this does nothing. */
 enum { AHEAD = 2048 };

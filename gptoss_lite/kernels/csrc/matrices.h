@@ -15,11 +15,23 @@ typedef struct { /* one dense matrix */
 
 typedef struct {
     const Dense *m;
-    const float *x;
+    const void *x; /* bfloat16 for `dot_halves`, else float32 */
     void *out;
     int64_t tokens;
     int out_bf16;
 } DenseJob;
+
+/* What a CPU that multiplies bfloat16 needs x to be, too. */
+INLINE int takes_halves(const Dense *m) { return BODY == AVX512_BF16 && m->bf16; }
+
+INLINE void dot_rows(const DenseJob *job, const char *a, const char *b, int64_t t, int bf16,
+                     float sums[2]) {
+    int64_t width = job->m->width;
+    if (takes_halves(job->m))
+        dot_halves(a, b, (const uint16_t *)job->x + t * width, width, sums);
+    else
+        dot_dense(a, b, bf16, (const float *)job->x + t * width, width, sums);
+}
 
 INLINE void dense_rows(const DenseJob *job, int64_t first, int64_t end, int bf16) {
     const Dense *m = job->m;
@@ -30,7 +42,7 @@ INLINE void dense_rows(const DenseJob *job, int64_t first, int64_t end, int bf16
         const char *b = m->weight + pair[1] * m->row_stride;
         for (int64_t t = 0; t < job->tokens; t++) { /* rows stay in cache for the next token */
             float sums[2];
-            dot_dense(a, b, bf16, job->x + t * m->width, m->width, sums);
+            dot_rows(job, a, b, t, bf16, sums);
             for (int i = 0; i < 2; i++) {
                 float bias = m->bias ? number_at(m->bias, pair[i], bf16) : 0;
                 put_number(job->out, t * m->rows + pair[i], job->out_bf16, bias + sums[i]);
@@ -47,11 +59,18 @@ static void run_dense(const void *pointer, int64_t first, int64_t end) {
         dense_rows(job, first, end, 0);
 }
 
-/* out[t] = x[t] @ weight.T + bias */
-static void dense(const Dense *m, const float *x, int64_t tokens, void *out, int out_bf16,
-                  int threads, parallel_fn parallel) {
-    DenseJob job = {m, x, out, tokens, out_bf16};
+/* out[t] = x[t] @ weight.T + bias. Where x must be bfloat16 and is not, it is rounded. */
+static int dense(const Dense *m, const void *x, int x_bf16, int64_t tokens, void *out,
+                 int out_bf16, int threads, parallel_fn parallel) {
+    int halves = takes_halves(m);
+    int64_t n = tokens * m->width;
+    void *copy = take(n * (halves ? 2 : 4));
+    if (!copy) return 1;
+    for (int64_t i = 0; i < n; i++) put_number(copy, i, halves, number_at(x, i, x_bf16));
+    DenseJob job = {m, copy, out, tokens, out_bf16};
     share((Work){run_dense, &job, m->rows, 8, 0, 0}, threads, parallel);
+    free(copy);
+    return 0;
 }
 
 typedef struct { /* the matrices of E experts; rows may lie in two halves, [gate | up] */

@@ -23,12 +23,7 @@ int body(void) { return BODY; }
 /* out[t] = x[t] @ weight.T + bias; everything has the weight's dtype */
 int dense_matvec(const Dense *m, const void *x, int64_t tokens, void *out, int threads,
                  parallel_fn parallel) {
-    float *floats = take(sizeof(float) * tokens * m->width);
-    if (!floats) return 1;
-    as_floats(x, tokens * m->width, (int)m->bf16, floats);
-    dense(m, floats, tokens, out, (int)m->bf16, threads, parallel);
-    free(floats);
-    return 0;
+    return dense(m, x, (int)m->bf16, tokens, out, (int)m->bf16, threads, parallel);
 }
 
 typedef struct {

@@ -56,8 +56,8 @@ static int threads_for(const Notes *n, int64_t bytes) {
     return bytes / BYTES_PER_THREAD < n->threads ? (int)(bytes / BYTES_PER_THREAD) : n->threads;
 }
 
-static void multiply(const Dense *m, const float *x, float *out, const Notes *n) {
-    dense(m, x, 1, out, 0, threads_for(n, m->rows * m->row_stride), n->parallel);
+static int multiply(const Dense *m, const float *x, float *out, const Notes *n) {
+    return dense(m, x, 0, 1, out, 0, threads_for(n, m->rows * m->row_stride), n->parallel);
 }
 
 static void rms_norm(const float *x, int64_t width, const char *weight, int bf16, double eps,
@@ -90,9 +90,9 @@ static void keep(char *rows, const int64_t strides[2], int64_t row, const Model 
 static int read_attention(const Model *m, const Block *b, const float *cos, const float *sin,
                           Notes *n) {
     int64_t width = m->head_width, keys = b->rows + 1;
-    multiply(&b->q, n->read, n->q, n);
-    multiply(&b->k, n->read, n->k, n);
-    multiply(&b->v, n->read, n->v, n);
+    if (multiply(&b->q, n->read, n->q, n) || multiply(&b->k, n->read, n->k, n) ||
+        multiply(&b->v, n->read, n->v, n))
+        return 1;
     spent(n, PROJECTIONS);
     rotate(n->q, m->heads, width, cos, sin);
     rotate(n->k, m->kv_heads, width, cos, sin);
@@ -110,9 +110,9 @@ static int read_attention(const Model *m, const Block *b, const float *cos, cons
     int64_t bytes = 2 * keys * m->kv_heads * width * (m->bf16 ? 2 : 4);
     if (attend(&a, threads_for(n, bytes), n->parallel)) return 1;
     spent(n, ATTENTION);
-    multiply(&b->o, n->mixed, n->delta, n);
+    int failed = multiply(&b->o, n->mixed, n->delta, n);
     spent(n, PROJECTIONS);
-    return 0;
+    return failed;
 }
 
 enum { MOST_ACTIVE = 64 }; /* as in step.py, which refuses more */
@@ -137,7 +137,7 @@ static int ask_experts(const Model *m, const Block *b, Notes *n) {
     int64_t chosen[MOST_ACTIVE], starts[MOST_ACTIVE + 1], zeros[MOST_ACTIVE] = {0};
     float shares[MOST_ACTIVE];
     static const Activation nothing = {NOTHING, 0, 0, 0};
-    multiply(&b->router, n->read, n->logits, n);
+    if (multiply(&b->router, n->read, n->logits, n)) return 1;
     choose(m, n->logits, chosen, shares);
     spent(n, REST);
     for (int64_t a = 0; a <= m->n_active; a++) starts[a] = a;
@@ -192,10 +192,10 @@ int next_logits(const Model *m, const void *embedding, const float *cos, const f
     }
     spent(&n, REST);
     as_floats(embedding, m->width, (int)m->bf16, n.x);
-    int failed = run_blocks(m, cos, sin, &n);
-    rms_norm(n.x, m->width, m->norm, (int)m->bf16, m->eps, n.read);
+    int bf16 = (int)m->bf16, failed = run_blocks(m, cos, sin, &n);
+    rms_norm(n.x, m->width, m->norm, bf16, m->eps, n.read);
     spent(&n, REST);
-    if (!failed) dense(&m->unembed, n.read, 1, logits, (int)m->bf16, threads, parallel);
+    if (!failed) failed = dense(&m->unembed, n.read, 0, 1, logits, bf16, threads, parallel);
     spent(&n, UNEMBEDDING);
     free(room);
     return failed;
