@@ -49,12 +49,14 @@ def benchmark(name: str) -> dict[str, Any]:
     """Read a recorded benchmark, made by a script of `benchmarks/` with random weights.
 
     Args:
-        name: "cpu_4_layers", "cpu_4_layers_again", "cpu_24_layers" (programs beside each other on
-            gpt-oss-20b's sizes) or "profile" (where the time of one token goes).
+        name: "cpu_4_layers", "cpu_24_layers" (programs beside each other on gpt-oss-20b's sizes),
+            "decode_turns" (two of them in short turns) or "profile" (where the time of one token
+            goes).
 
     Returns:
-        `cpu`, `date`, `settings`, `bandwidth_bytes_per_s`; then `peers` and
-        `limits_tokens_per_s`, or `bytes` and `seconds` by part.
+        `cpu`, `date`, `settings`; then `bandwidth_bytes_per_s` with `peers` and
+        `limits_tokens_per_s`, or with `bytes` and `seconds` by part; or `turns`, each with its own
+        `bandwidth_bytes_per_s` and the tokens/s of each program.
 
     Raises:
         GptOssLiteError: no such record.
@@ -62,7 +64,7 @@ def benchmark(name: str) -> dict[str, Any]:
     file = files("gptoss_lite").joinpath("data", "benchmarks", f"{name}.json")
     if not file.is_file():
         raise GptOssLiteError(
-            f"No benchmark {name!r} is recorded: cpu_4_layers, cpu_4_layers_again, cpu_24_layers, "
+            f"No benchmark {name!r} is recorded: cpu_4_layers, cpu_24_layers, decode_turns, "
             "profile."
         )
     return json.loads(file.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cpu_peers, gpu_peers, make_gguf, peers, time_peer
+from benchmarks import cpu_peers, decode_turns, gpu_peers, make_gguf, peers, time_peer
 from benchmarks.peers import Peer
 from gptoss_lite import account
 from gptoss_lite.config import ModelConfig, MoEConfig
@@ -233,6 +233,35 @@ def test_cpu_peers_in_one_run(
     assert result["cpu"]
     assert result["settings"]["gguf"] == "a-bf16.gguf, a-q8_0.gguf"
     assert str(tmp_path) not in out.read_text()
+
+
+def test_two_programs_decode_in_turns(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, out = tmp_path / "llama-bench", tmp_path / "turns.json"
+    program.write_text(LLAMA_BENCH.format(python=sys.executable))
+    program.chmod(0o755)
+    words = [str(folder), str(program), str(tmp_path / "a.gguf"), "--turns", "3", "--threads", "1"]
+    threads = torch.get_num_threads()
+    try:
+        assert decode_turns.main([*words, "--new-tokens", "4", "--json", str(out)]) == 0
+        result = json.loads(out.read_text())
+        assert [turn["llama.cpp"] for turn in result["turns"]] == [30, 30, 30]
+        ours = sorted(turn["gptoss_lite"] for turn in result["turns"])
+        assert ours[0] > 0
+        said = capsys.readouterr().out
+        assert f"medians {ours[1]:.1f} and 30.0 tokens/s" in said
+        assert f"median {ours[1] / 30:.2f}" in said
+        assert f"ahead in {sum(rate > 30 for rate in ours)} of 3" in said
+        assert str(tmp_path) not in out.read_text()
+        program.write_text("#!/bin/sh\nexit 3\n")
+        assert decode_turns.main(words) == 1
+        assert "ended with status 3" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            decode_turns.main([*words, "--turns", "1"])
+        assert "at least 2" in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_transformers_is_timed_as_ours(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -274,7 +274,7 @@ def test_by_length_draws_a_line_a_run(folder):
 # --- recorded benchmarks -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cpu_4_layers", "cpu_4_layers_again", "cpu_24_layers"])
+@pytest.mark.parametrize("name", ["cpu_4_layers", "cpu_24_layers"])
 def test_recorded_peers(name):
     run = experiments_data.benchmark(name)
     assert run["weights"] == "random"
@@ -284,6 +284,15 @@ def test_recorded_peers(name):
     for peer, got in run["peers"].items():
         # the limit is of a plain read, timed at other moments of a memory that drifts
         assert 0 < got["decode_tokens_per_s"] < 1.3 * run["limits_tokens_per_s"][peer]
+
+
+def test_recorded_turns():
+    run = experiments_data.benchmark("decode_turns")
+    assert run["weights"] == "random"
+    assert len(run["turns"]) == run["settings"]["turns"]
+    for turn in run["turns"]:
+        assert turn.keys() == {"bandwidth_bytes_per_s", "gptoss_lite", "llama.cpp"}
+        assert min(turn.values()) > 0
 
 
 def test_recorded_profile_has_the_parts_that_a_step_reads():
