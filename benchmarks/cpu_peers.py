@@ -50,12 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, example = (__doc__ or "").partition("Example:")
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog="Example:" + example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = peers.parser(__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint in the Hugging Face layout")
     parser.add_argument("--threads", type=int, default=2, help="of every peer (2)")
     parser.add_argument("--rounds", type=int, default=2, help="how often each is run (2)")

@@ -56,12 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    text, _, example = (__doc__ or "").partition("Example:")
-    parser = argparse.ArgumentParser(
-        description=text,
-        epilog="Example:" + example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = peers.parser(__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint in the Hugging Face layout")
     parser.add_argument("llama_bench", type=Path, help="llama.cpp's program of that name")
     parser.add_argument("gguf", type=Path, help="the same weights, of make_gguf.py")

@@ -43,12 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, example = (__doc__ or "").partition("Example:")
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog="Example:" + example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = peers.parser(__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="a gpt-oss-20b checkpoint")
     parser.add_argument("--large", type=Path, help="a gpt-oss-120b checkpoint, for ours alone")
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=list(PROMPTS))

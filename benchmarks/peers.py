@@ -50,6 +50,16 @@ class Peer:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is a script's docstring, with the example as it is written."""
+    summary, _, example = (doc or "").partition("Example:")
+    return argparse.ArgumentParser(
+        description=summary,
+        epilog="Example:" + example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def compare(peers: Sequence[Peer], rounds: int, threads: int) -> dict[str, Report]:
     """Run all peers `rounds` times, in turn and then in reverse; return one report for each.
 

@@ -203,16 +203,22 @@ END
 """
 
 
-def test_cpu_peers_in_one_run(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program, out = tmp_path / "llama-bench", tmp_path / "cpu.json"
+@pytest.fixture
+def llama_bench(tmp_path: Path) -> Path:
+    program = tmp_path / "llama-bench"
     program.write_text(LLAMA_BENCH.format(python=sys.executable))
     program.chmod(0o755)
+    return program
+
+
+def test_cpu_peers_in_one_run(
+    folder: Path, llama_bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cpu.json"
     files = [tmp_path / "a-bf16.gguf", tmp_path / "a-q8_0.gguf"]
     words = [str(folder), "--rounds", "1", "--threads", "1", "--prompt-tokens", "5"]
     words += ["--new-tokens", "3", "--repeats", "1", "--backends", "--no-transformers"]
-    words += ["--llama-bench", str(program), "--gguf", *map(str, files), "--json", str(out)]
+    words += ["--llama-bench", str(llama_bench), "--gguf", *map(str, files), "--json", str(out)]
     assert cpu_peers.main(words) == 0
     assert "llama.cpp, q8_0 dense" in capsys.readouterr().out
     result = json.loads(out.read_text())
@@ -236,12 +242,18 @@ def test_cpu_peers_in_one_run(
 
 
 def test_two_programs_decode_in_turns(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, llama_bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program, out = tmp_path / "llama-bench", tmp_path / "turns.json"
-    program.write_text(LLAMA_BENCH.format(python=sys.executable))
-    program.chmod(0o755)
-    words = [str(folder), str(program), str(tmp_path / "a.gguf"), "--turns", "3", "--threads", "1"]
+    out = tmp_path / "turns.json"
+    words = [
+        str(folder),
+        str(llama_bench),
+        str(tmp_path / "a.gguf"),
+        "--turns",
+        "3",
+        "--threads",
+        "1",
+    ]
     threads = torch.get_num_threads()
     try:
         assert decode_turns.main([*words, "--new-tokens", "4", "--json", str(out)]) == 0
@@ -254,7 +266,7 @@ def test_two_programs_decode_in_turns(
         assert f"median {ours[1] / 30:.2f}" in said
         assert f"ahead in {sum(rate > 30 for rate in ours)} of 3" in said
         assert str(tmp_path) not in out.read_text()
-        program.write_text("#!/bin/sh\nexit 3\n")
+        llama_bench.write_text("#!/bin/sh\nexit 3\n")
         assert decode_turns.main(words) == 1
         assert "ended with status 3" in capsys.readouterr().err
         with pytest.raises(SystemExit):

@@ -145,6 +145,16 @@ def test_dense_products_keep_infinities_and_nan(body: str, dtype: torch.dtype) -
     assert got[2].isnan().all()
 
 
+def test_only_the_product_of_bfloat16_pairs_takes_tiny_numbers_for_zero(body: str) -> None:
+    """What tells from outside that a CPU's own bfloat16 product is used where there is one."""
+    weight = torch.full((3, 40), 2.0**-130)
+    x = torch.full((2, 40), 2.0**100)
+    pairs = build.library().body() == native.BF16_BODY
+    assert (linear(x, weight) == 40 * 2.0**-30).all()
+    expected = 0.0 if pairs else 40 * 2.0**-30
+    assert (linear(x.bfloat16(), weight.bfloat16()) == expected).all()
+
+
 # --- packed experts ------------------------------------------------------------------------------
 
 

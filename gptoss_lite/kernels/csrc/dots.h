@@ -68,9 +68,8 @@ INLINE __m512bh load_halves(const void *numbers, int64_t i, __mmask32 there) {
     return (__m512bh)_mm512_maskz_loadu_epi16(there, (const uint16_t *)numbers + i);
 }
 
-/* The same for an x of bfloat16: a third of the instructions, so more of them fit into the time
-   that memory leaves. vdpbf16ps adds the products of two neighbours to each lane; their sums are
-   float32, but it takes numbers below 1e-38 for zero. */
+/* The same for an x of bfloat16, with a third of the instructions. vdpbf16ps adds the products of
+   two neighbours to each lane; their sums are float32, but it takes numbers below 1e-38 for zero. */
 INLINE void dot_halves(const char *a, const char *b, const uint16_t *x, int64_t width,
                        float out[2]) {
     vec sums[2] = {splat(0), splat(0)};
